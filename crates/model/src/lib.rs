@@ -1,0 +1,15 @@
+//! The words of the domain: identities, messages, positions, limits and time.
+//!
+//! Everything here is plain data with its rules. The crate knows nothing of async code, storage,
+//! frames or JSON; every other crate may use it.
+
+pub mod id;
+pub mod limits;
+pub mod message;
+pub mod position;
+pub mod time;
+
+pub use id::{DeviceId, Identity, InvalidId, ModuleId};
+pub use message::{AuthKind, AuthScope, AuthStamp, DeviceMessage, Properties, SystemProperties};
+pub use position::{PartitionId, Partitioning, SequenceNumber, StreamId};
+pub use time::{Clock, Timestamp};
