@@ -10,6 +10,12 @@ use bytes::Bytes;
 
 use crate::{Answer, StoreError};
 
+/// The most bytes of a key.
+pub const KEY_BYTES_MAX: usize = 512;
+
+/// The most bytes of a value.
+pub const VALUE_BYTES_MAX: usize = 256 * 1024;
+
 /// A position in the store-wide order of document changes; the first change is 1.
 pub type Revision = u64;
 
@@ -30,6 +36,9 @@ pub trait Documents: Send + Sync + 'static {
     ///
     /// Each change stands alone: it is carried out when its condition holds at its turn, whatever
     /// becomes of its neighbours. Results come in the order of the changes.
+    ///
+    /// The engine queues whatever it is given; the caller bounds what it has in flight. A batch
+    /// with a key or value outside its bounds is refused as a whole.
     fn apply(&self, changes: Vec<Change>) -> Answer<Result<Vec<ChangeResult>, StoreError>>;
 
     /// Reads documents in key order.
@@ -37,8 +46,9 @@ pub trait Documents: Send + Sync + 'static {
 
     /// Reads the change feed after a revision, oldest first, at most `limit` entries.
     ///
-    /// A document that changed several times appears once, at its newest revision.
-    fn changes(&self, after: Revision, limit: usize) -> Answer<Result<Vec<FeedEntry>, StoreError>>;
+    /// A document that changed several times appears once, at its newest revision; one that was
+    /// deleted appears once as well, until its deletion is trimmed.
+    fn changes(&self, after: Revision, limit: usize) -> Answer<Result<Feed, StoreError>>;
 
     /// Documents of a collection per class, without a scan: `(class, count)`, counts above 0 only.
     fn counts(&self, collection: Collection) -> Vec<(u8, u64)>;
@@ -103,7 +113,8 @@ pub enum Action {
 /// What became of a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ChangeResult {
-    /// Done; the document has this revision now (or was removed by it).
+    /// Done; the document has this revision now (or was removed by it). When there was nothing to
+    /// remove, the newest revision of the store.
     Done(Revision),
     /// The condition did not hold; the document's revision as it stands, if there is one.
     Refused(Option<Revision>),
@@ -131,6 +142,17 @@ pub struct Page {
     pub more: bool,
 }
 
+/// A part of the change feed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Feed {
+    /// The changes, oldest first.
+    pub entries: Vec<FeedEntry>,
+    /// The newest deletion that the feed has forgotten, 0 if none. Whoever follows the feed and
+    /// stands at an older revision than this may have missed deletions and begins anew with
+    /// [`Documents::list`].
+    pub deletions_trimmed: Revision,
+}
+
 /// One entry of the change feed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FeedEntry {
@@ -142,4 +164,32 @@ pub struct FeedEntry {
     pub key: Bytes,
     /// Whether the change removed it.
     pub deleted: bool,
+}
+
+/// Whether every key and value is within its bounds. For engines, which refuse a batch otherwise.
+///
+/// # Errors
+/// [`StoreError::OutOfBounds`] with what is too large or missing.
+pub fn check_bounds(changes: &[Change]) -> Result<(), StoreError> {
+    for change in changes {
+        if change.key.is_empty() {
+            return Err(StoreError::OutOfBounds {
+                what: "an empty key",
+            });
+        }
+        if change.key.len() > KEY_BYTES_MAX {
+            return Err(StoreError::OutOfBounds {
+                what: "a key longer than 512 bytes",
+            });
+        }
+        match &change.action {
+            Action::Put { value, .. } if value.len() > VALUE_BYTES_MAX => {
+                return Err(StoreError::OutOfBounds {
+                    what: "a value larger than 256 KiB",
+                });
+            }
+            Action::Put { .. } | Action::Delete => {}
+        }
+    }
+    Ok(())
 }

@@ -28,6 +28,12 @@ pub enum StoreError {
         /// File and range, and partition and sequence numbers where they are known.
         what: Arc<str>,
     },
+    /// The caller gave something that the contract does not allow; nothing was written.
+    #[error("the store does not take {what}")]
+    OutOfBounds {
+        /// What it was.
+        what: &'static str,
+    },
     /// Reading failed.
     #[error("reading from the store failed: {reason}")]
     Read {

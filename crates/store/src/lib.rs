@@ -16,6 +16,9 @@ pub mod documents;
 pub mod error;
 pub mod health;
 pub mod log;
+pub mod memory;
+#[cfg(feature = "suite")]
+pub mod suite;
 
 use std::sync::Arc;
 

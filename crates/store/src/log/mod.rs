@@ -102,7 +102,8 @@ pub struct ReadRequest {
 pub struct Records {
     /// The records in order, with consecutive sequence numbers.
     pub records: Vec<StoredRecord>,
-    /// Where the next read goes on.
+    /// Where the next read goes on: one after the last record. When there are none, the request's
+    /// `from`, or the oldest sequence number kept if that is larger.
     pub next: SequenceNumber,
 }
 

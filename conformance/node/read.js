@@ -1,0 +1,40 @@
+'use strict';
+// Reads what a device sent and compares it with what is expected. Runs in a process of its own,
+// because the SDK takes its trust from NODE_EXTRA_CA_CERTS.
+
+const assert = require('node:assert/strict');
+const { readFrom } = require('./reading');
+
+async function main() {
+  const expected = JSON.parse(process.env.EXPECTED);
+  const events = await readFrom(process.env.DEVICE_ID, expected.length);
+  const got = events.map((event) => ({
+    body: bytesOf(event.body).toString('base64'),
+    messageId: event.messageId,
+    correlationId: event.correlationId,
+    userId: event.systemProperties?.userId?.toString?.() ?? undefined,
+    contentType: event.contentType,
+    contentEncoding: event.getRawAmqpMessage().properties?.contentEncoding,
+    expiry: event.getRawAmqpMessage().properties?.absoluteExpiryTime,
+    properties: event.properties ?? {},
+  }));
+  got.forEach((event, index) => {
+    for (const [name, value] of Object.entries(expected[index])) {
+      assert.deepEqual(event[name], value, `${name} of message ${index}`);
+    }
+  });
+  assert.equal(got.length, expected.length);
+}
+
+// The SDK gives the body as JSON where it can be read so; the raw message keeps the bytes.
+function bytesOf(body) {
+  return Buffer.isBuffer(body) ? body : Buffer.from(typeof body === 'string' ? body : JSON.stringify(body));
+}
+
+main().then(
+  () => process.exit(0),
+  (error) => {
+    console.error(error);
+    process.exit(1);
+  },
+);

@@ -1,0 +1,83 @@
+"""Reads what the hub stored, through the unmodified Event Hubs SDK."""
+
+import threading
+
+from azure.eventhub import EventHubConsumerClient, TransportType
+
+READ_SECONDS_MAX = 60
+
+
+def consumer(hub, group="$Default", *, websocket=False, **options):
+    """A consumer client over TLS with nothing set but the CA."""
+    return EventHubConsumerClient.from_connection_string(
+        hub.event_hub_string(),
+        consumer_group=group,
+        connection_verify=str(hub.ca),
+        transport_type=TransportType.AmqpOverWebsocket if websocket else TransportType.Amqp,
+        **options,
+    )
+
+
+def positions(client):
+    """The next sequence number of every partition, to be read from later."""
+    return {
+        partition: client.get_partition_properties(partition)["last_enqueued_sequence_number"]
+        for partition in client.get_partition_ids()
+    }
+
+
+def read_until(client, enough, *, starting_position="-1", **options):
+    """Receives from all partitions until `enough(events)` holds; returns the events.
+
+    Events come as `(partition_id, EventData)`.
+    """
+    events = []
+    errors = []
+    done = threading.Event()
+    guard = threading.Lock()
+
+    def on_event(context, event):
+        with guard:
+            events.append((context.partition_id, event))
+            if enough(events):
+                done.set()
+
+    def on_error(context, error):
+        errors.append(error)
+        done.set()
+
+    receiver = threading.Thread(
+        target=client.receive,
+        args=(on_event,),
+        kwargs={"starting_position": starting_position, "on_error": on_error, **options},
+        daemon=True,
+    )
+    receiver.start()
+    finished = done.wait(READ_SECONDS_MAX)
+    client.close()
+    receiver.join(READ_SECONDS_MAX)
+    assert not errors, errors
+    with guard:
+        assert finished, f"only {len(events)} events came"
+        return list(events)
+
+
+def body_of(event):
+    """The body as the bytes that were sent."""
+    return b"".join(event.body)
+
+
+def from_device(event, device_id):
+    """Whether the hub stamped this device on the event."""
+    return event.system_properties.get(b"iothub-connection-device-id") == device_id.encode()
+
+
+def events_of(hub, device_id, count, **options):
+    """The first `count` events that a device sent, in the order read."""
+    client = consumer(hub)
+    events = read_until(
+        client,
+        lambda events: sum(from_device(e, device_id) for _, e in events) >= count,
+        **options,
+    )
+    return [event for _, event in events if from_device(event, device_id)]

@@ -1,0 +1,380 @@
+//! A WebSocket seen as a plain stream of bytes, without a buffer for messages.
+//!
+//! MQTT and AMQP packets may span frames and frames may hold several packets (OASIS MQTT 3.1.1,
+//! section 6; AMQP WebSocket binding), so payload is handed on as it arrives. Nothing but a frame
+//! header in progress is kept between reads, which bounds the memory of a connection whatever frame
+//! lengths its peer announces.
+
+use std::io::{self, Cursor};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use fieldpost_hub::clock::Timer;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
+use tungstenite::protocol::frame::{CloseFrame, Frame, FrameHeader};
+
+use crate::clock::Alarm;
+
+/// Largest payload of a frame that is sent.
+const FRAME_PAYLOAD_BYTES_MAX: usize = 64 * 1024;
+
+/// Longest silence of this side before it sends a ping, so that proxies keep the connection.
+const PING_INTERVAL: Duration = Duration::from_secs(50);
+
+/// Longest payload of a control frame (RFC 6455, section 5.5).
+const CONTROL_PAYLOAD_BYTES_MAX: u64 = 125;
+
+/// Longest frame header: 2 bytes, 8 bytes of length, 4 bytes of mask (RFC 6455, section 5.2).
+const HEADER_BYTES_MAX: usize = 14;
+
+/// Answers to pings that may wait for a peer that does not read; more end the connection.
+const CONTROL_OUTPUT_BYTES_MAX: usize = 4 * 1024;
+
+/// The server's end of a WebSocket connection as a byte stream.
+///
+/// Binary payload is read and written as bytes. Pings are answered and sent, a close is answered, a
+/// text frame and every breach of the protocol closes with the fitting code; all of these appear to
+/// the reader as the end of the stream.
+pub(crate) struct WebSocketBytes<S> {
+    stream: S,
+    /// Bytes that came together with the upgrade request.
+    early: Bytes,
+    input: InputState,
+    /// A message of several frames is in progress.
+    fragmented: bool,
+    ended: bool,
+    output: BytesMut,
+    close_sent: bool,
+    ping: Alarm,
+    ping_due: Duration,
+    timer: Arc<dyn Timer>,
+}
+
+enum InputState {
+    Header {
+        bytes: [u8; HEADER_BYTES_MAX],
+        filled: usize,
+    },
+    Data {
+        left: u64,
+        mask: [u8; 4],
+        offset: usize,
+    },
+    Control {
+        opcode: Control,
+        payload: Vec<u8>,
+        length: usize,
+        mask: [u8; 4],
+    },
+}
+
+const AWAITING_HEADER: InputState = InputState::Header {
+    bytes: [0; HEADER_BYTES_MAX],
+    filled: 0,
+};
+
+impl<S: AsyncRead + AsyncWrite + Unpin> WebSocketBytes<S> {
+    /// Goes on with a connection whose upgrade is answered. `early` is what was read beyond the
+    /// request.
+    pub(crate) fn new(stream: S, early: Bytes, timer: Arc<dyn Timer>) -> Self {
+        Self {
+            stream,
+            early,
+            input: AWAITING_HEADER,
+            fragmented: false,
+            ended: false,
+            output: BytesMut::new(),
+            close_sent: false,
+            ping: Alarm::new(Arc::clone(&timer)),
+            ping_due: timer.monotonic().saturating_add(PING_INTERVAL),
+            timer,
+        }
+    }
+
+    /// Works `bytes` of wire input off; payload goes to `out`, which has room for all of them.
+    fn take_in(&mut self, mut bytes: &[u8], out: &mut ReadBuf<'_>) {
+        while !bytes.is_empty() && !self.ended {
+            match &mut self.input {
+                InputState::Header {
+                    bytes: header,
+                    filled,
+                } => {
+                    let Some((first, rest)) = bytes.split_first() else {
+                        return;
+                    };
+                    bytes = rest;
+                    if let Some(place) = header.get_mut(*filled) {
+                        *place = *first;
+                    }
+                    *filled += 1;
+                    let held = header.get(..*filled).unwrap_or_default();
+                    match FrameHeader::parse(&mut Cursor::new(held)) {
+                        Ok(Some((header, length))) => self.begin(&header, length),
+                        Ok(None) if *filled < HEADER_BYTES_MAX => {}
+                        Ok(None) | Err(_) => self.close(CloseCode::Protocol),
+                    }
+                }
+                InputState::Data { left, mask, offset } => {
+                    let count = usize::try_from(*left).unwrap_or(usize::MAX);
+                    let (payload, rest) = bytes.split_at(count.min(bytes.len()));
+                    bytes = rest;
+                    let start = out.filled().len();
+                    out.put_slice(payload);
+                    unmask(
+                        out.filled_mut().get_mut(start..).unwrap_or_default(),
+                        *mask,
+                        *offset,
+                    );
+                    *offset = (*offset + payload.len()) % mask.len();
+                    *left -= payload.len() as u64;
+                    if *left == 0 {
+                        self.input = AWAITING_HEADER;
+                    }
+                }
+                InputState::Control {
+                    payload, length, ..
+                } => {
+                    let missing = length.saturating_sub(payload.len());
+                    let (part, rest) = bytes.split_at(missing.min(bytes.len()));
+                    bytes = rest;
+                    payload.extend_from_slice(part);
+                    if payload.len() >= *length {
+                        self.finish_control();
+                    }
+                }
+            }
+        }
+    }
+
+    fn begin(&mut self, header: &FrameHeader, length: u64) {
+        // RFC 6455, section 5.1: a client masks, and there is no extension that uses a reserved bit.
+        let Some(mask) = header.mask else {
+            return self.close(CloseCode::Protocol);
+        };
+        if header.rsv1 || header.rsv2 || header.rsv3 {
+            return self.close(CloseCode::Protocol);
+        }
+        match header.opcode {
+            OpCode::Data(Data::Text) => return self.close(CloseCode::Unsupported),
+            OpCode::Data(Data::Reserved(_)) | OpCode::Control(Control::Reserved(_)) => {
+                return self.close(CloseCode::Protocol);
+            }
+            OpCode::Data(data) => {
+                if (data == Data::Continue) != self.fragmented {
+                    return self.close(CloseCode::Protocol);
+                }
+                self.fragmented = !header.is_final;
+                self.input = if length == 0 {
+                    AWAITING_HEADER
+                } else {
+                    InputState::Data {
+                        left: length,
+                        mask,
+                        offset: 0,
+                    }
+                };
+            }
+            OpCode::Control(opcode) => {
+                let (true, true, Ok(length)) = (
+                    header.is_final,
+                    length <= CONTROL_PAYLOAD_BYTES_MAX,
+                    usize::try_from(length),
+                ) else {
+                    return self.close(CloseCode::Protocol);
+                };
+                self.input = InputState::Control {
+                    opcode,
+                    payload: Vec::new(),
+                    length,
+                    mask,
+                };
+                if length == 0 {
+                    self.finish_control();
+                }
+            }
+        }
+    }
+
+    fn finish_control(&mut self) {
+        let InputState::Control {
+            opcode,
+            mut payload,
+            mask,
+            ..
+        } = std::mem::replace(&mut self.input, AWAITING_HEADER)
+        else {
+            return;
+        };
+        unmask(&mut payload, mask, 0);
+        match opcode {
+            Control::Ping => self.queue(Frame::pong(payload)),
+            Control::Close => {
+                let code = match payload.first_chunk() {
+                    Some(code) => CloseCode::from(u16::from_be_bytes(*code)),
+                    None => CloseCode::Normal,
+                };
+                self.close(if code.is_allowed() {
+                    code
+                } else {
+                    CloseCode::Protocol
+                });
+            }
+            Control::Pong | Control::Reserved(_) => {}
+        }
+        if self.output.len() > CONTROL_OUTPUT_BYTES_MAX + FRAME_PAYLOAD_BYTES_MAX {
+            self.ended = true;
+        }
+    }
+
+    /// Queues a close frame and ends the stream for the reader.
+    fn close(&mut self, code: CloseCode) {
+        self.ended = true;
+        if !self.close_sent {
+            self.close_sent = true;
+            self.queue(Frame::close(Some(CloseFrame {
+                code,
+                reason: "".into(),
+            })));
+        }
+    }
+
+    fn queue(&mut self, frame: Frame) {
+        let mut bytes = Vec::with_capacity(frame.len());
+        if frame.format(&mut bytes).is_ok() {
+            self.output.extend_from_slice(&bytes);
+        }
+    }
+
+    /// Writes what is queued.
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.output.has_remaining() {
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.output))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.output.advance(written);
+        }
+        // An idle connection keeps no buffer.
+        self.output = BytesMut::new();
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_ping(&mut self, cx: &mut Context<'_>) {
+        while self.ping.poll(cx, Some(self.ping_due)).is_ready() {
+            self.ping_due = self.timer.monotonic().saturating_add(PING_INTERVAL);
+            if !self.close_sent && self.output.is_empty() {
+                self.queue(Frame::ping(Bytes::new()));
+            }
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for WebSocketBytes<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let start = out.filled().len();
+        if out.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        this.poll_ping(cx);
+        loop {
+            // Pongs and closes go out from here too: a session that only reads must answer them.
+            if !this.output.is_empty() {
+                let drained = this.poll_drain(cx)?;
+                if drained.is_ready() {
+                    let _ = Pin::new(&mut this.stream).poll_flush(cx)?;
+                }
+            }
+            if this.ended || out.filled().len() > start {
+                return Poll::Ready(Ok(()));
+            }
+            if this.early.has_remaining() {
+                let count = this.early.len().min(out.remaining());
+                let early = this.early.split_to(count);
+                this.take_in(&early, out);
+                continue;
+            }
+            // Wire bytes are never fewer than their payload, so what fits `out` fits it unmasked.
+            let mut wire = [0; 4096];
+            let room = wire.len().min(out.remaining());
+            let mut wire = ReadBuf::new(wire.get_mut(..room).unwrap_or_default());
+            ready!(Pin::new(&mut this.stream).poll_read(cx, &mut wire))?;
+            if wire.filled().is_empty() {
+                this.ended = true;
+                return Poll::Ready(Ok(()));
+            }
+            this.take_in(wire.filled(), out);
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WebSocketBytes<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        // One frame at a time waits here; its bytes are only taken when the one before is gone.
+        ready!(this.poll_drain(cx))?;
+        if this.close_sent {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        let count = bytes.len().min(FRAME_PAYLOAD_BYTES_MAX);
+        let payload = bytes.get(..count).unwrap_or_default();
+        if !payload.is_empty() {
+            let header = FrameHeader {
+                opcode: OpCode::Data(Data::Binary),
+                ..FrameHeader::default()
+            };
+            let mut head = [0; HEADER_BYTES_MAX];
+            let mut cursor = Cursor::new(head.as_mut_slice());
+            header
+                .format(payload.len() as u64, &mut cursor)
+                .map_err(io::Error::other)?;
+            let head_bytes = usize::try_from(cursor.position()).unwrap_or_default();
+            this.output.reserve(head_bytes + payload.len());
+            this.output
+                .extend_from_slice(head.get(..head_bytes).unwrap_or_default());
+            this.output.extend_from_slice(payload);
+            this.ping_due = this.timer.monotonic().saturating_add(PING_INTERVAL);
+            // Starting now lets small frames leave without a second call.
+            let _ = this.poll_drain(cx)?;
+        }
+        Poll::Ready(Ok(count))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_drain(cx))?;
+        Pin::new(&mut this.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if !this.close_sent {
+            this.close(CloseCode::Normal);
+        }
+        ready!(this.poll_drain(cx))?;
+        ready!(Pin::new(&mut this.stream).poll_flush(cx))?;
+        Pin::new(&mut this.stream).poll_shutdown(cx)
+    }
+}
+
+/// RFC 6455, section 5.3, from byte `offset` of the mask on.
+fn unmask(bytes: &mut [u8], mask: [u8; 4], offset: usize) {
+    for (byte, key) in bytes
+        .iter_mut()
+        .zip(mask.iter().cycle().skip(offset % mask.len()))
+    {
+        *byte ^= key;
+    }
+}

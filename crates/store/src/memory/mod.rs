@@ -1,0 +1,101 @@
+//! The memory engine: the reference for the contract, and the store of tests.
+//!
+//! It keeps everything in maps under one lock per facet and forgets it when it is dropped. Besides
+//! being right, it can be told to go wrong: commits can be stepped by hand, failed and withheld,
+//! so that order and fairness above it can be shown without chance.
+
+mod documents;
+mod log;
+
+use std::sync::Arc;
+
+use fieldpost_model::{Clock, Partitioning};
+use tokio::sync::watch;
+
+pub use documents::MemoryDocuments;
+pub use log::{GROUP_BYTES_MAX, MemoryLog};
+
+use crate::{Health, HealthLevel, Store, StoreError};
+
+/// A store in memory that commits everything at once.
+#[must_use]
+pub fn store(partitioning: Partitioning, clock: Arc<dyn Clock>) -> Store {
+    MemoryStore::automatic(partitioning, clock).store()
+}
+
+/// Both facets in memory, with the handles that tests steer them by.
+///
+/// The facets share their health, as those of a durable engine do.
+#[derive(Clone)]
+pub struct MemoryStore {
+    /// The event log.
+    pub log: Arc<MemoryLog>,
+    /// The documents.
+    pub documents: Arc<MemoryDocuments>,
+}
+
+impl MemoryStore {
+    /// Commits each submission before `submit` returns.
+    #[must_use]
+    pub fn automatic(partitioning: Partitioning, clock: Arc<dyn Clock>) -> Self {
+        let health = Arc::new(watch::Sender::new(Health::OK));
+        Self {
+            log: Arc::new(MemoryLog::sharing(
+                Arc::clone(&health),
+                partitioning,
+                clock,
+                false,
+            )),
+            documents: Arc::new(MemoryDocuments::sharing(health)),
+        }
+    }
+
+    /// Commits submissions to the log in [`MemoryLog::step`] only. Documents are not stepped.
+    #[must_use]
+    pub fn manual(partitioning: Partitioning, clock: Arc<dyn Clock>) -> Self {
+        let health = Arc::new(watch::Sender::new(Health::OK));
+        Self {
+            log: Arc::new(MemoryLog::sharing(
+                Arc::clone(&health),
+                partitioning,
+                clock,
+                true,
+            )),
+            documents: Arc::new(MemoryDocuments::sharing(health)),
+        }
+    }
+
+    /// The facets as the hub takes them.
+    #[must_use]
+    pub fn store(&self) -> Store {
+        Store {
+            log: Arc::clone(&self.log) as _,
+            documents: Arc::clone(&self.documents) as _,
+        }
+    }
+}
+
+/// The health shared by the facets.
+type SharedHealth = Arc<watch::Sender<Health>>;
+
+/// Why a write of a kind that is held from `held_from` on is refused now, if it is.
+fn refusal(health: &SharedHealth, held_from: HealthLevel) -> Option<StoreError> {
+    let health = health.borrow();
+    match health.level {
+        HealthLevel::ReadOnly => Some(StoreError::ReadOnly {
+            reason: health.reason.clone().unwrap_or_else(|| "unknown".into()),
+        }),
+        level if level >= held_from => Some(StoreError::Full),
+        _ => None,
+    }
+}
+
+/// Turns the store read-only as a failed sync does and gives the error for the waiting callers.
+fn injected_failure(health: &SharedHealth) -> StoreError {
+    let reason: Arc<str> = "an injected failure".into();
+    health.send_replace(Health {
+        level: HealthLevel::ReadOnly,
+        reason: Some(Arc::clone(&reason)),
+    });
+    StoreError::ReadOnly { reason }
+}
