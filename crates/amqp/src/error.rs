@@ -111,9 +111,7 @@ impl Error {
     pub(crate) fn decode(list: ListRef<'_>) -> Result<Self, DecodeError> {
         let mut fields = list.iter();
         let condition = match fields.next().transpose()? {
-            Some(ValueRef::Symbol(name) | ValueRef::String(name)) => {
-                Symbol::from(name.to_owned())
-            }
+            Some(ValueRef::Symbol(name) | ValueRef::String(name)) => Symbol::from(name.to_owned()),
             _ => return Err(DecodeError::MissingField("condition")),
         };
         let description = fields.next().transpose()?;

@@ -64,13 +64,27 @@ impl Assembler {
         self.packet_length_max = packet_length_max;
     }
 
+    #[cfg(test)]
+    pub(crate) fn capacity(&self) -> usize {
+        self.kept.capacity()
+    }
+
+    /// Drops the packet last handed out, without waiting for the next call.
+    pub(crate) fn release(&mut self) {
+        if self.handed_out {
+            self.handed_out = false;
+            self.kept = Vec::new();
+        }
+    }
+
     /// Bytes kept of a packet that has not arrived in full.
     #[must_use]
     pub fn incomplete_bytes(&self) -> usize {
         if self.handed_out { 0 } else { self.kept.len() }
     }
 
-    /// The next whole packet, taking its bytes from the front of `input`; `None` once `input` is used up.
+    /// The next whole packet, taking its bytes from the front of `input`; `None` once `input` is used
+    /// up. Only a call that returns `None` releases the memory of the last packet.
     ///
     /// # Errors
     /// A malformed fixed header, or one that announces too long a packet. The stream has no
@@ -106,7 +120,13 @@ impl Assembler {
         };
         let located = match located {
             Some(located) => Some(located),
-            None => self.complete_kept(input)?,
+            None => match self.complete_kept(input) {
+                Ok(located) => located,
+                Err(violation) => {
+                    self.kept = Vec::new();
+                    return Err(violation);
+                }
+            },
         };
         if located.is_none() && self.kept.is_empty() {
             self.kept = Vec::new();
@@ -121,10 +141,7 @@ impl Assembler {
         }
     }
 
-    fn locate_in_input<'i>(
-        &self,
-        input: &mut &'i [u8],
-    ) -> Result<Option<Located<'i>>, Violation> {
+    fn locate_in_input<'i>(&self, input: &mut &'i [u8]) -> Result<Option<Located<'i>>, Violation> {
         let Some((header, lengths)) = self.read_header(input)? else {
             return Ok(None);
         };
@@ -171,7 +188,10 @@ impl Assembler {
     fn keep(&mut self, bytes: &[u8], wanted: usize) {
         let needed = self.kept.len() + bytes.len();
         if needed > self.kept.capacity() {
-            let target = (needed + self.kept.len()).min(wanted).max(needed).max(KEPT_BYTES_MIN);
+            let target = (needed + self.kept.len())
+                .min(wanted)
+                .max(needed)
+                .max(KEPT_BYTES_MIN);
             self.kept.reserve_exact(target - self.kept.len());
         }
         self.kept.extend_from_slice(bytes);
@@ -267,15 +287,26 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_kept_after_an_error() {
+        // The first byte of a too long packet's length comes alone.
+        let mut assembler = Assembler::new(100);
+        assert_eq!(assembler.next(&mut [0x30, 0x80].as_slice()), Ok(None));
+        assert_eq!(assembler.incomplete_bytes(), 2);
+        assert!(assembler.next(&mut [0x01].as_slice()).is_err());
+        assert_eq!(assembler.incomplete_bytes(), 0);
+        assert_eq!(assembler.kept.capacity(), 0);
+    }
+
+    #[test]
     fn limits_and_malformed_headers_show_with_the_header() {
         let check = |bytes: &[u8], expected: Violation| {
             let mut input = bytes;
             assert_eq!(Assembler::new(1000).next(&mut input), Err(expected.clone()));
             // The same, byte by byte.
             let mut assembler = Assembler::new(1000);
-            let outcome = bytes.iter().find_map(|byte| {
-                assembler.next(&mut std::slice::from_ref(byte)).err()
-            });
+            let outcome = bytes
+                .iter()
+                .find_map(|byte| assembler.next(&mut std::slice::from_ref(byte)).err());
             assert_eq!(outcome, Some(expected));
         };
         let too_long = |length| Violation::PacketTooLong { length, max: 1000 };

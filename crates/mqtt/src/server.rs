@@ -87,6 +87,8 @@ pub struct AckTicket(u64);
 /// The silence of such a time is not the client's: the caller leaves `tick` alone while it holds
 /// input back and calls [`restart_silence`](Self::restart_silence) when it goes on.
 ///
+/// The bytes it leaves with the caller are the caller's to keep, in front of what it reads next.
+///
 /// Apart from that the connection holds at most one incomplete packet, two bytes for each
 /// unacknowledged publish, and the output; nothing of these while idle.
 #[derive(Debug)]
@@ -103,9 +105,17 @@ pub struct ServerConnection {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    AwaitingConnect { deadline: Duration },
-    Deciding { keep_alive_s: u16, clean_session: bool },
-    Connected { silence_max: Duration, deadline: Duration },
+    AwaitingConnect {
+        deadline: Duration,
+    },
+    Deciding {
+        keep_alive_s: u16,
+        clean_session: bool,
+    },
+    Connected {
+        silence_max: Duration,
+        deadline: Duration,
+    },
     Closed,
 }
 
@@ -126,6 +136,9 @@ impl ServerConnection {
     }
 
     /// The next event, taking the bytes it came from off the front of `input`.
+    ///
+    /// Call it until it returns `None`, also when the input is used up: an event may live in memory of
+    /// the connection, which is released only then.
     ///
     /// `None` means that the input is used up, or that a CONNECT is being decided: then the input is
     /// left as it is, to be offered again after the answer. Input after the end of the
@@ -179,8 +192,9 @@ impl ServerConnection {
             tickets,
         } = self;
         let event = match Packet::decode(located.header, assembler.body(located)) {
-            Ok(Packet::Connect(connect)) => decide(&connect, options, state, output)
-                .map(|()| ServerEvent::Connect(connect)),
+            Ok(Packet::Connect(connect)) => {
+                decide(&connect, options, state, output).map(|()| ServerEvent::Connect(connect))
+            }
             Ok(Packet::Publish(publish)) => queue_ack(&publish, options, unacknowledged, tickets)
                 .map(|ticket| ServerEvent::Publish { publish, ticket }),
             Ok(Packet::Subscribe(subscribe)) => Ok(ServerEvent::Subscribe(subscribe)),
@@ -198,9 +212,7 @@ impl ServerConnection {
             }
             Err(error) => Err(Violation::Malformed(error)),
         };
-        event
-            .map(Some)
-            .map_err(|violation| close(state, violation))
+        event.map(Some).map_err(|violation| close(state, violation))
     }
 
     /// Whether a packet of this type may come now. If so, the client is not silent.
@@ -242,12 +254,15 @@ impl ServerConnection {
         };
         let session_present = session_present && !clean_session;
         Connack::Accepted { session_present }.put(self.output.buffer());
+        self.assembler.release();
         self.assembler
             .set_packet_length_max(self.options.packet_length_max);
         let silence_max = match keep_alive_s {
             0 => self.options.silence_max,
             // One and a half times the keep-alive (section 3.1.2.10).
-            seconds => Duration::from_millis(u64::from(seconds) * 1500).min(self.options.silence_max),
+            seconds => {
+                Duration::from_millis(u64::from(seconds) * 1500).min(self.options.silence_max)
+            }
         };
         self.state = State::Connected {
             silence_max,
@@ -260,6 +275,7 @@ impl ServerConnection {
     pub fn refuse(&mut self, refusal: Refusal) {
         if matches!(self.state, State::Deciding { .. }) {
             Connack::Refused(refusal).put(self.output.buffer());
+            self.assembler.release();
             self.state = State::Closed;
         }
     }
@@ -466,5 +482,48 @@ fn refuse_level(level: u8, output: &mut Output) {
         packet::put_mqtt5_unsupported_version(output.buffer());
     } else {
         Connack::Refused(Refusal::UnacceptableProtocolLevel).put(output.buffer());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_connection_holds_no_buffers() {
+        let check = |server: &mut ServerConnection| {
+            server.consume_output(usize::MAX);
+            assert_eq!(server.output.buffer().capacity(), 0);
+            assert_eq!(server.assembler.capacity(), 0);
+            assert!(server.unacknowledged.capacity() <= IDLE_QUEUE_CAPACITY_MAX);
+        };
+        let now = Duration::ZERO;
+        let mut server = ServerConnection::new(ServerOptions::default(), now);
+        check(&mut server);
+
+        // A CONNECT that comes in two parts is kept until it has been decided.
+        let (first, second) = b"\x10\x10\0\x04MQTT\x04\x02\0\x3c\0\x04dev1".split_at(9);
+        assert_eq!(server.next(&mut { first }, now), Ok(None));
+        let event = server.next(&mut { second }, now);
+        assert!(matches!(event, Ok(Some(ServerEvent::Connect(_)))));
+        server.accept(false, now);
+        check(&mut server);
+
+        // A burst of publishes that ends within one.
+        let publish = b"\x32\x06\0\x01t\0\x01x";
+        let burst = publish.repeat(1000);
+        let (first, second) = burst.split_at(burst.len() - 3);
+        let mut last = None;
+        for mut input in [first, second] {
+            while let Some(event) = server.next(&mut input, now).expect("well-formed") {
+                let ServerEvent::Publish { ticket, .. } = event else {
+                    panic!("{event:?}");
+                };
+                last = ticket;
+            }
+        }
+        server.acknowledge_through(last.expect("a ticket"));
+        assert_eq!((server.in_flight(), server.output_len()), (0, 4000));
+        check(&mut server);
     }
 }

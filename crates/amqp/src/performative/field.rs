@@ -3,6 +3,9 @@
 use crate::error::{DecodeError, Error};
 use crate::value::{Encoder, ListIter, ListRef, Map, Symbol, Value, ValueRef};
 
+/// How many symbols one field may hold: far more than any peer has capabilities or locales.
+const SYMBOLS_MAX: usize = 256;
+
 /// A type that a field can have.
 pub(crate) trait Field: Sized {
     fn read(value: ValueRef<'_>) -> Result<Self, DecodeError>;
@@ -35,21 +38,36 @@ impl<'a> Fields<'a> {
     /// A field that may hold one value or an array of them. A list is accepted too.
     pub(crate) fn many(&mut self) -> Result<Vec<Symbol>, DecodeError> {
         let mut all = Vec::new();
+        let mut add = |value: ValueRef<'_>| {
+            if all.len() >= SYMBOLS_MAX {
+                return Err(DecodeError::TooManyValues);
+            }
+            all.push(Symbol::read(value)?);
+            Ok(())
+        };
         match self.values.next().transpose()? {
             None | Some(ValueRef::Null) => {}
             Some(ValueRef::Array(array)) => {
                 for value in array.iter() {
-                    all.push(Symbol::read(value?)?);
+                    add(value?)?;
                 }
             }
             Some(ValueRef::List(list)) => {
                 for value in list.iter() {
-                    all.push(Symbol::read(value?)?);
+                    add(value?)?;
                 }
             }
-            Some(one) => all.push(Symbol::read(one)?),
+            Some(one) => add(one)?,
         }
         Ok(all)
+    }
+}
+
+/// Writes a field that may be absent.
+pub(crate) fn optional<T: Field>(e: &mut Encoder<'_>, field: &Option<T>) {
+    match field {
+        Some(value) => value.write(e),
+        None => e.null(),
     }
 }
 
@@ -104,10 +122,7 @@ macro_rules! composite {
     (@type many $type:ty) => { Vec<$type> };
     (@type $kind:ident $type:ty) => { $type };
     (@write optional $e:ident, $self:ident.$field:ident) => {
-        match &$self.$field {
-            Some(value) => $crate::performative::field::Field::write(value, $e),
-            None => $e.null(),
-        }
+        $crate::performative::field::optional($e, &$self.$field)
     };
     (@write many $e:ident, $self:ident.$field:ident) => {
         if $self.$field.is_empty() { $e.null() } else { $e.symbols(&$self.$field) }

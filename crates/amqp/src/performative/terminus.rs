@@ -1,7 +1,7 @@
 //! Source and target: the two ends that a link connects.
 
 use super::described_list;
-use super::field::{Field, Fields, composite};
+use super::field::{Field, Fields, composite, optional};
 use crate::error::DecodeError;
 use crate::value::{Encoder, Map, Symbol, Value, ValueRef};
 
@@ -139,12 +139,5 @@ impl Field for Target {
                 capabilities(e);
             });
         });
-    }
-}
-
-fn optional<T: Field>(e: &mut Encoder<'_>, field: &Option<T>) {
-    match field {
-        Some(value) => value.write(e),
-        None => e.null(),
     }
 }

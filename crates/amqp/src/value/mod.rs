@@ -25,7 +25,7 @@ pub const DEPTH_MAX: u8 = 32;
 pub const OWNED_VALUES_MAX: u32 = 16_384;
 
 /// An AMQP symbol: a name from a constrained domain. Compares with `str`.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Symbol(Cow<'static, str>);
 
 impl Symbol {
@@ -281,7 +281,12 @@ impl Array {
 
     /// An array of strings.
     pub fn of_strings<T: Into<String>>(strings: impl IntoIterator<Item = T>) -> Self {
-        Self(strings.into_iter().map(|s| Value::String(s.into())).collect())
+        Self(
+            strings
+                .into_iter()
+                .map(|s| Value::String(s.into()))
+                .collect(),
+        )
     }
 
     /// The values.

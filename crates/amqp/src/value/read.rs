@@ -207,10 +207,7 @@ impl<'a> Decoder<'a> {
     fn described(&mut self) -> Result<DescribedRef<'a>, DecodeError> {
         let depth = self.inner_depth()?;
         let descriptor = self.descriptor_body()?;
-        let (constructor, body) = self
-            .skip()?
-            .split_first()
-            .ok_or(DecodeError::Truncated)?;
+        let (constructor, body) = self.skip()?.split_first().ok_or(DecodeError::Truncated)?;
         Ok(DescribedRef {
             descriptor,
             constructor: *constructor,

@@ -370,11 +370,152 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WebSocketBytes<S> {
 }
 
 /// RFC 6455, section 5.3, from byte `offset` of the mask on.
-fn unmask(bytes: &mut [u8], mask: [u8; 4], offset: usize) {
-    for (byte, key) in bytes
-        .iter_mut()
-        .zip(mask.iter().cycle().skip(offset % mask.len()))
-    {
-        *byte ^= key;
+fn unmask(bytes: &mut [u8], mut mask: [u8; 4], offset: usize) {
+    mask.rotate_left(offset % mask.len());
+    for chunk in bytes.chunks_mut(mask.len()) {
+        for (byte, key) in chunk.iter_mut().zip(mask) {
+            *byte ^= key;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fieldpost_hub::clock::ManualClock;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+    use super::*;
+
+    /// A masked client frame.
+    fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+        let mask = [0x11, 0x22, 0x33, 0x44];
+        let mut bytes = vec![first];
+        match u8::try_from(payload.len()) {
+            Ok(length @ 0..126) => bytes.push(0x80 | length),
+            _ => {
+                bytes.push(0x80 | 126);
+                bytes.extend_from_slice(&u16::try_from(payload.len()).unwrap().to_be_bytes());
+            }
+        }
+        bytes.extend_from_slice(&mask);
+        let start = bytes.len();
+        bytes.extend_from_slice(payload);
+        unmask(&mut bytes[start..], mask, 0);
+        bytes
+    }
+
+    fn pair() -> (WebSocketBytes<DuplexStream>, DuplexStream, Arc<ManualClock>) {
+        let (near, far) = duplex(1 << 20);
+        let clock = Arc::new(ManualClock::default());
+        let timer = Arc::clone(&clock) as Arc<dyn Timer>;
+        (WebSocketBytes::new(near, Bytes::new(), timer), far, clock)
+    }
+
+    /// What the reader sees of `wire` and what the peer gets back until the end.
+    async fn exchange(wire: &[u8], pieces: usize) -> (Vec<u8>, Vec<u8>) {
+        let (mut socket, mut peer, _) = pair();
+        let mut seen = Vec::new();
+        for piece in wire.chunks(pieces) {
+            peer.write_all(piece).await.unwrap();
+        }
+        peer.shutdown().await.unwrap();
+        socket.read_to_end(&mut seen).await.unwrap();
+        let _ = socket.shutdown().await;
+        drop(socket);
+        let mut answer = Vec::new();
+        peer.read_to_end(&mut answer).await.unwrap();
+        (seen, answer)
+    }
+
+    #[tokio::test]
+    async fn frames_are_bytes_and_breaches_close_with_their_code() {
+        let close = |code: u16| [&[0x88, 2][..], &code.to_be_bytes()].concat();
+        let long = vec![9; 5000];
+        let cases: [(&str, Vec<u8>, &[u8], Vec<u8>); 12] = [
+            ("one", frame(0x82, b"abc"), b"abc", close(1000)),
+            ("empty", frame(0x82, b""), b"", close(1000)),
+            ("long", frame(0x82, &long), &long, close(1000)),
+            (
+                "fragments around a ping",
+                [
+                    frame(0x02, b"ab"),
+                    frame(0x89, b"hi"),
+                    frame(0x00, b"c"),
+                    frame(0x80, b"d"),
+                ]
+                .concat(),
+                b"abcd",
+                [&[0x8a, 2][..], b"hi", &close(1000)].concat(),
+            ),
+            ("text", frame(0x81, b"abc"), b"", close(1003)),
+            (
+                "not masked",
+                vec![0x82, 3, b'a', b'b', b'c'],
+                b"",
+                close(1002),
+            ),
+            ("reserved bit", frame(0xc2, b"abc"), b"", close(1002)),
+            ("reserved opcode", frame(0x83, b"abc"), b"", close(1002)),
+            ("lone continuation", frame(0x80, b"abc"), b"", close(1002)),
+            (
+                "new message inside another",
+                [frame(0x02, b"ab"), frame(0x82, b"cd")].concat(),
+                b"ab",
+                close(1002),
+            ),
+            ("long ping", frame(0x89, &[0; 126]), b"", close(1002)),
+            (
+                "close is echoed and ends the stream",
+                [
+                    frame(0x88, &1001u16.to_be_bytes()),
+                    frame(0x82, b"too late"),
+                ]
+                .concat(),
+                b"",
+                close(1001),
+            ),
+        ];
+        for (name, wire, payload, answer) in cases {
+            for pieces in [1, 3, wire.len()] {
+                let (seen, answered) = exchange(&wire, pieces).await;
+                assert_eq!(seen, payload, "{name}");
+                assert_eq!(answered, answer, "{name}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn bytes_leave_in_frames_of_at_most_64_kib() {
+        let (mut socket, mut peer, _) = pair();
+        socket.write_all(&[5; 100_000]).await.unwrap();
+        socket.flush().await.unwrap();
+        let mut head = [0; 10];
+        peer.read_exact(&mut head).await.unwrap();
+        assert_eq!(head, [0x82, 127, 0, 0, 0, 0, 0, 1, 0, 0]);
+        let mut payload = vec![0; 65536];
+        peer.read_exact(&mut payload).await.unwrap();
+        let mut head = [0; 4];
+        peer.read_exact(&mut head).await.unwrap();
+        assert_eq!(head[..2], [0x82, 126]);
+        assert_eq!(u16::from_be_bytes([head[2], head[3]]), 34464);
+    }
+
+    #[tokio::test]
+    async fn a_silent_connection_is_pinged() {
+        let (mut socket, mut peer, clock) = pair();
+        let mut byte = [0; 1];
+        let read = socket.read(&mut byte);
+        let test = async {
+            tokio::task::yield_now().await;
+            clock.advance(PING_INTERVAL);
+            let mut ping = [0; 2];
+            peer.read_exact(&mut ping).await.unwrap();
+            assert_eq!(ping, [0x89, 0]);
+        };
+        tokio::select! {
+            biased;
+            _ = read => panic!("nothing was sent"),
+            () = test => {}
+        }
     }
 }

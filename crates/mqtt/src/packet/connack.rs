@@ -110,7 +110,10 @@ mod tests {
             (5, Refusal::NotAuthorized),
         ] {
             check(&[0x20, 2, 0, code], Ok(Connack::Refused(refusal)));
-            check(&[0x20, 2, 1, code], Err(DecodeError::ReturnCode { byte: 1 }));
+            check(
+                &[0x20, 2, 1, code],
+                Err(DecodeError::ReturnCode { byte: 1 }),
+            );
         }
         check(&[0x20, 2, 2, 0], Err(DecodeError::ReturnCode { byte: 2 }));
         check(&[0x20, 2, 0, 6], Err(DecodeError::ReturnCode { byte: 6 }));

@@ -288,7 +288,10 @@ mod tests {
         // MQTT 3.1 and MQTT 5, cut after the level: the rest has another form.
         check(b"\0\x06MQIsdp\x03", DecodeError::ProtocolLevel { level: 3 });
         check(b"\0\x04MQTT\x05", DecodeError::ProtocolLevel { level: 5 });
-        check(b"\0\x04MQTT\x84", DecodeError::ProtocolLevel { level: 0x84 });
+        check(
+            b"\0\x04MQTT\x84",
+            DecodeError::ProtocolLevel { level: 0x84 },
+        );
         check(b"\0\x04mqtt\x04", DecodeError::ProtocolName);
         check(b"\0\x04AMQP\x04", DecodeError::ProtocolName);
         check(b"\0\x04MQTT", DecodeError::Truncated);

@@ -415,7 +415,9 @@ mod tests {
         assert_eq!(lengths.packet, 268_435_460);
         assert_eq!(
             wire::put_fixed_header(&mut BytesMut::new(), 0x30, 268_435_456),
-            Err(EncodeError::PacketTooLong { length: 268_435_456 })
+            Err(EncodeError::PacketTooLong {
+                length: 268_435_456
+            })
         );
     }
 

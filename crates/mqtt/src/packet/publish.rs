@@ -125,8 +125,7 @@ mod tests {
 
     #[test]
     fn packet_as_a_device_sends_it() {
-        let topic =
-            "devices/dev1/messages/events/%24.mid=m1&%24.ct=application%2Fjson&%24.ce=utf-8&room=a%20b";
+        let topic = "devices/dev1/messages/events/%24.mid=m1&%24.ct=application%2Fjson&%24.ce=utf-8&room=a%20b";
         let mut bytes = vec![0x32, 0x64, 0x00, 0x59];
         bytes.extend_from_slice(topic.as_bytes());
         bytes.extend_from_slice(&[0x00, 0x07, 0x7b, 0x22, 0x74, 0x22, 0x3a, 0x31, 0x7d]);

@@ -551,7 +551,11 @@ mod tests {
         submit(&mut one, 0, 3 * 1024 * 1024).unwrap();
         assert_eq!((durable(&mut one).is_none(), next(&log, 0)), (true, 0));
 
-        assert_eq!(log.step(), 2, "a third batch would exceed the group's bytes");
+        assert_eq!(
+            log.step(),
+            2,
+            "a third batch would exceed the group's bytes"
+        );
         assert!(matches!(durable(&mut one), Some(Ok(1))));
         assert!(matches!(durable(&mut two), Some(Ok(1))));
         assert_eq!((log.waiting(), next(&log, 0)), (1, 2));

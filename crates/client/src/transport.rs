@@ -1,0 +1,149 @@
+//! TCP and TLS towards a hub.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use rustls::ClientConfig;
+use rustls::RootCertStore;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+/// Why a connection could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// TCP or TLS failed.
+    #[error("cannot connect to {host}: {source}")]
+    Network {
+        /// Host name, and address where one was given.
+        host: String,
+        /// The system's or TLS's error.
+        source: std::io::Error,
+    },
+    /// The trusted certificate cannot be read.
+    #[error("the CA certificate is not usable: {0}")]
+    Trust(String),
+    /// The hub refused who we are.
+    #[error("the hub refused the connection: {0}")]
+    Refused(String),
+    /// The hub broke the protocol, or we did.
+    #[error("protocol failure: {0}")]
+    Protocol(String),
+}
+
+/// How the hub's certificate is checked.
+#[derive(Clone)]
+pub enum Trust {
+    /// No TLS at all: for plain listeners on loopback.
+    Plain,
+    /// TLS with this configuration.
+    Tls(Arc<ClientConfig>),
+}
+
+impl Trust {
+    /// Trusts the certificate authorities in a PEM text, and no others.
+    ///
+    /// # Errors
+    /// When the text holds no certificate.
+    pub fn in_pem(pem: &str) -> Result<Self, ConnectError> {
+        let unusable = |error: &dyn std::fmt::Display| ConnectError::Trust(error.to_string());
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+            roots
+                .add(certificate.map_err(|e| unusable(&e))?)
+                .map_err(|e| unusable(&e))?;
+        }
+        if roots.is_empty() {
+            return Err(unusable(&"it holds no certificate"));
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|e| unusable(&e))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(Self::Tls(Arc::new(config)))
+    }
+}
+
+/// A byte stream to a hub.
+pub(crate) enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// Opens a stream to `address`, or to `host` and `port` where none is given, and checks that the
+/// other side is `host`.
+pub(crate) async fn open(
+    host: &str,
+    port: u16,
+    address: Option<SocketAddr>,
+    trust: &Trust,
+) -> Result<Stream, ConnectError> {
+    let failed = |source| ConnectError::Network {
+        host: format!("{host}:{port}"),
+        source,
+    };
+    let socket = match address {
+        Some(address) => TcpStream::connect(address).await,
+        None => TcpStream::connect((host, port)).await,
+    }
+    .map_err(failed)?;
+    socket.set_nodelay(true).map_err(failed)?;
+    match trust {
+        Trust::Plain => Ok(Stream::Plain(socket)),
+        Trust::Tls(config) => {
+            let name = ServerName::try_from(host.to_owned())
+                .map_err(|error| failed(std::io::Error::other(error)))?;
+            let stream = TlsConnector::from(Arc::clone(config))
+                .connect(name, socket)
+                .await;
+            Ok(Stream::Tls(Box::new(stream.map_err(failed)?)))
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}

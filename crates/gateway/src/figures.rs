@@ -1,0 +1,49 @@
+//! Counters of the gateway, looked up once and not for each message.
+
+use metrics::{Counter, Gauge, counter, gauge};
+
+/// Counters of one protocol, shared by its connections.
+#[derive(Clone)]
+pub(crate) struct ProtocolFigures {
+    /// Messages that the hub accepted; they are not durable yet.
+    pub(crate) messages: Counter,
+    /// Payload bytes of those messages.
+    pub(crate) payload_bytes: Counter,
+}
+
+impl ProtocolFigures {
+    /// The counters for `protocol`, a word of a small fixed set.
+    pub(crate) fn of(protocol: &'static str) -> Self {
+        Self {
+            messages: counter!("fieldpost_messages_accepted_total", "protocol" => protocol),
+            payload_bytes: counter!("fieldpost_message_bytes_total", "protocol" => protocol),
+        }
+    }
+}
+
+/// Counts a connection among the open ones until it is dropped.
+pub(crate) struct OpenConnection(Gauge);
+
+impl OpenConnection {
+    /// Counts a connection that has just come.
+    pub(crate) fn count(protocol: &'static str, transport: &'static str) -> Self {
+        counter!("fieldpost_connections_total", "protocol" => protocol, "transport" => transport)
+            .increment(1);
+        let open =
+            gauge!("fieldpost_connections_open", "protocol" => protocol, "transport" => transport);
+        open.increment(1);
+        Self(open)
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.decrement(1);
+    }
+}
+
+/// Counts a connection that was turned away or closed for what its peer did.
+pub(crate) fn count_refused(protocol: &'static str, reason: &'static str) {
+    counter!("fieldpost_connections_refused_total", "protocol" => protocol, "reason" => reason)
+        .increment(1);
+}

@@ -1,0 +1,200 @@
+//! One HTTP connection: requests in turn, bounded in time, until it ends or becomes a WebSocket.
+
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use fieldpost_hub::clock::Timer;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tower::ServiceExt;
+use tracing::debug;
+
+use crate::clock::Alarm;
+use crate::context::ConnectionContext;
+use crate::figures::count_refused;
+use crate::http::refusal;
+use crate::listen::upgrade::{Subprotocol, Upgrade, negotiate};
+
+/// Bytes of a request's head, and of what is buffered of a body, per connection.
+const BUFFER_BYTES_MAX: usize = 32 * 1024;
+
+/// Header lines of a request.
+const HEADERS_MAX: usize = 100;
+
+/// How an HTTP connection ended.
+pub(crate) enum Ended<S> {
+    /// Closed, by either side.
+    Closed,
+    /// Turned into a WebSocket; its answer is sent.
+    Upgraded {
+        /// The stream underneath.
+        stream: S,
+        /// What was read beyond the request.
+        early: Bytes,
+        /// What is spoken from here on.
+        subprotocol: Subprotocol,
+    },
+}
+
+/// What the connection's task and its requests tell each other.
+#[derive(Debug)]
+pub(crate) struct Activity {
+    /// Since when the next request's head is awaited, in monotonic milliseconds;
+    /// [`Self::BUSY`] while a request is answered.
+    waiting_since_ms: AtomicU64,
+    authenticated: AtomicBool,
+    upgrade: Mutex<Option<(Subprotocol, OnUpgrade)>>,
+}
+
+impl Activity {
+    const BUSY: u64 = u64::MAX;
+
+    fn new(now: Duration) -> Self {
+        Self {
+            waiting_since_ms: AtomicU64::new(millis(now)),
+            authenticated: AtomicBool::new(false),
+            upgrade: Mutex::default(),
+        }
+    }
+
+    /// Says that a request on this connection carried a valid credential.
+    pub(crate) fn set_authenticated(&self) {
+        self.authenticated.store(true, Ordering::Relaxed);
+    }
+
+    /// When the connection is to be closed for its silence.
+    fn due(&self, limit: Duration) -> Option<Duration> {
+        let since_ms = self.waiting_since_ms.load(Ordering::Relaxed);
+        (since_ms != Self::BUSY).then(|| Duration::from_millis(since_ms).saturating_add(limit))
+    }
+}
+
+/// Serves requests until the connection ends.
+pub(crate) async fn serve<S>(
+    stream: S,
+    context: &mut ConnectionContext,
+    router: Router,
+) -> Ended<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let timer = Arc::clone(context.timer());
+    let limit = context.limits.http_head;
+    let activity = Arc::new(Activity::new(timer.monotonic()));
+    let service = service_fn(|request| {
+        answer(
+            request,
+            router.clone(),
+            Arc::clone(&activity),
+            Arc::clone(&timer),
+        )
+    });
+    let served = {
+        let connection = http1::Builder::new()
+            .max_buf_size(BUFFER_BYTES_MAX)
+            .max_headers(HEADERS_MAX)
+            // The runtime's timers are not used here; see `Activity`.
+            .header_read_timeout(None)
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
+        let mut connection = pin!(connection);
+        let mut drain = pin!(context.draining());
+        let mut draining = false;
+        let mut alarm = Alarm::new(Arc::clone(&timer));
+        poll_fn(|cx| {
+            if !draining && drain.as_mut().poll(cx).is_ready() {
+                draining = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            if let Poll::Ready(result) = connection.as_mut().poll(cx) {
+                return Poll::Ready(Some(result));
+            }
+            if activity.authenticated.load(Ordering::Relaxed) {
+                context.authenticated();
+            }
+            alarm.poll(cx, activity.due(limit)).map(|()| None)
+        })
+        .await
+    };
+    match served {
+        Some(Ok(())) => {}
+        Some(Err(error)) => debug!(%error, "HTTP connection failed"),
+        None => {
+            count_refused("http", "head_timeout");
+            debug!("no HTTP request in time");
+        }
+    }
+    let upgrade = activity
+        .upgrade
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
+    let Some((subprotocol, upgrade)) = upgrade else {
+        return Ended::Closed;
+    };
+    let Ok(upgraded) = upgrade.await else {
+        return Ended::Closed;
+    };
+    match upgraded.downcast::<TokioIo<S>>() {
+        Ok(parts) => Ended::Upgraded {
+            stream: parts.io.into_inner(),
+            early: parts.read_buf,
+            subprotocol,
+        },
+        Err(_) => Ended::Closed,
+    }
+}
+
+async fn answer(
+    request: hyper::Request<Incoming>,
+    router: Router,
+    activity: Arc<Activity>,
+    timer: Arc<dyn Timer>,
+) -> Result<Response, Infallible> {
+    activity
+        .waiting_since_ms
+        .store(Activity::BUSY, Ordering::Relaxed);
+    let (mut parts, body) = request.into_parts();
+    let response = match negotiate(&parts) {
+        Some(Upgrade::Granted(response, subprotocol)) => {
+            if let Some(upgrade) = parts.extensions.remove::<OnUpgrade>() {
+                *activity
+                    .upgrade
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner) = Some((subprotocol, upgrade));
+            }
+            response
+        }
+        Some(Upgrade::Refused(refused)) => {
+            count_refused("websocket", "handshake");
+            refusal::bare(&refused)
+        }
+        None => {
+            parts.extensions.insert(Arc::clone(&activity));
+            let request = Request::from_parts(parts, Body::new(body));
+            router.oneshot(request).await.into_response()
+        }
+    };
+    activity
+        .waiting_since_ms
+        .store(millis(timer.monotonic()), Ordering::Relaxed);
+    Ok(response)
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(Activity::BUSY - 1)
+}

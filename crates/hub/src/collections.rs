@@ -1,0 +1,15 @@
+//! Where the hub's documents live. The numbers are part of the stored format and never change.
+
+use fieldpost_store::documents::Collection;
+
+/// Device identities, by device id.
+pub(crate) const DEVICES: Collection = Collection(1);
+
+/// MQTT sessions, by `device` or `device/module`; ids hold no slash.
+pub(crate) const SESSIONS: Collection = Collection(2);
+
+/// The hub's settings, one document.
+pub(crate) const SETTINGS: Collection = Collection(3);
+
+/// Shared access policies, by name.
+pub(crate) const POLICIES: Collection = Collection(4);

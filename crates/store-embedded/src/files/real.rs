@@ -1,0 +1,135 @@
+//! Files of a directory of the operating system.
+
+use std::fs;
+use std::io::{self, IoSlice};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+
+use super::{File, Files, Space};
+
+/// The files of one directory.
+#[derive(Debug)]
+pub struct DirectoryFiles {
+    path: PathBuf,
+}
+
+impl DirectoryFiles {
+    /// The files of `path`, which is created, for its owner alone, when it is not there.
+    ///
+    /// # Errors
+    /// When the directory can neither be found nor made.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        use std::os::unix::fs::DirBuilderExt;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)?;
+        Ok(Self {
+            path: path.to_path_buf(),
+        })
+    }
+
+    fn options() -> fs::OpenOptions {
+        let mut options = fs::OpenOptions::new();
+        options.read(true).write(true).mode(0o600);
+        options
+    }
+}
+
+impl Files for DirectoryFiles {
+    fn create(&self, name: &str) -> io::Result<Arc<dyn File>> {
+        let file = Self::options()
+            .create(true)
+            .truncate(true)
+            .open(self.path.join(name))?;
+        Ok(Arc::new(OpenFile(file)))
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
+        let file = Self::options().open(self.path.join(name))?;
+        Ok(Arc::new(OpenFile(file)))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        fs::rename(self.path.join(from), self.path.join(to))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        fs::remove_file(self.path.join(name))
+    }
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.path)? {
+            // Names that are not text are none of ours.
+            if let Ok(name) = entry?.file_name().into_string() {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        fs::File::open(&self.path)?.sync_all()
+    }
+
+    fn space(&self) -> io::Result<Space> {
+        let figures = rustix::fs::statvfs(&self.path)?;
+        Ok(Space {
+            free: figures.f_bavail.saturating_mul(figures.f_frsize),
+            total: figures.f_blocks.saturating_mul(figures.f_frsize),
+        })
+    }
+}
+
+struct OpenFile(fs::File);
+
+impl File for OpenFile {
+    fn bytes(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn read_at(&self, out: &mut [u8], at: u64) -> io::Result<usize> {
+        let mut filled = 0;
+        while let Some(rest) = out.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+            match self.0.read_at(rest, at + filled as u64) {
+                Ok(0) => break,
+                Ok(bytes) => filled += bytes,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(filled)
+    }
+
+    fn write_at(&self, parts: &[IoSlice<'_>], at: u64) -> io::Result<usize> {
+        Ok(rustix::io::retry_on_intr(|| {
+            rustix::io::pwritev(&self.0, parts, at)
+        })?)
+    }
+
+    fn allocate(&self, bytes: u64) -> io::Result<()> {
+        let fallocate = rustix::io::retry_on_intr(|| {
+            rustix::fs::fallocate(&self.0, FallocateFlags::empty(), 0, bytes)
+        });
+        match fallocate {
+            Ok(()) => Ok(()),
+            // Not every file system can reserve; a full disk then shows when the space is written.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+                if self.bytes()? < bytes {
+                    self.0.set_len(bytes)?;
+                }
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+}

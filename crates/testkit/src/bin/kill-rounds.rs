@@ -1,0 +1,358 @@
+//! Kills a real hub at random moments, again and again, and checks that it loses nothing.
+//!
+//! Raw devices, one Python and one Node.js SDK client live through all rounds. A ledger outside the
+//! hub's process remembers what was acknowledged and what was shown. After every round the
+//! new events are read through the Event Hubs endpoint; at the end everything is read again from the
+//! beginning, and the store is verified offline.
+
+use std::path::PathBuf;
+use std::process::{ExitCode, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Parser;
+use fieldpost_client::device::DeviceError;
+use fieldpost_client::{Device, DeviceOptions, Reader, ReaderOptions, Start};
+use fieldpost_testkit::hub::{HubProcess, now};
+use fieldpost_testkit::ledger::Ledger;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::time::Instant;
+
+/// Kills a hub at random moments and checks that nothing acknowledged is lost.
+#[derive(Parser)]
+struct Arguments {
+    /// How often the hub is killed.
+    #[arg(long, default_value_t = 30)]
+    rounds: u32,
+    /// Raw devices that send all the time.
+    #[arg(long, default_value_t = 64)]
+    devices: u32,
+    /// Messages that each raw device has in flight.
+    #[arg(long, default_value_t = 8)]
+    window: usize,
+    /// The hub.
+    #[arg(long, default_value = "target/release/fieldpost")]
+    binary: PathBuf,
+    /// A Python interpreter that has azure-iot-device.
+    #[arg(long, default_value = "target/conformance/venv/bin/python")]
+    python: PathBuf,
+    /// Chooses the moments of the kills; printed, so that a run can be repeated.
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+/// A hub lives this long after it is ready, at most, before it is killed.
+const LIFE_MILLIS_MAX: u64 = 2500;
+
+/// Longest wait for every client to be back, and for everything to be read.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+type SharedLedger = Arc<Mutex<Ledger>>;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(Arguments::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("FAILED: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> Result<()> {
+    let seed = arguments
+        .seed
+        .unwrap_or_else(|| now().as_millis().unsigned_abs());
+    say(&format!(
+        "{} kill rounds, {} raw devices, seed {seed}",
+        arguments.rounds, arguments.devices
+    ));
+    let mut chance = Chance(seed);
+    let folder = tempfile::Builder::new()
+        .prefix("fieldpost-kill-")
+        .tempdir()?;
+    let mut hub = HubProcess::new(&arguments.binary, folder.path());
+    hub.start().await?;
+    let ledger = SharedLedger::default();
+    let result = rounds(&arguments, &mut chance, &mut hub, &ledger).await;
+    if result.is_err() {
+        let kept = folder.keep();
+        say(&format!(
+            "the hub's data and log are kept in {}",
+            kept.display()
+        ));
+    }
+    result
+}
+
+async fn rounds(
+    arguments: &Arguments,
+    chance: &mut Chance,
+    hub: &mut HubProcess,
+    ledger: &SharedLedger,
+) -> Result<()> {
+    let mut senders = Vec::new();
+    for number in 0..arguments.devices {
+        let id = format!("raw-{number}");
+        hub.run(&["device", "create", &id]).await?;
+        let (_, connection_string) = hub.connection_string(Some(&id)).await?;
+        let options = DeviceOptions {
+            connection_string,
+            address: Some(hub.at(8883)),
+            trust: hub.trust()?,
+            keep_alive_s: 30,
+            now: now(),
+        };
+        senders.push(tokio::spawn(send_forever(
+            id,
+            options,
+            arguments.window,
+            Arc::clone(ledger),
+        )));
+    }
+    let clients = [
+        spawn_client(
+            hub,
+            ledger,
+            "python",
+            &arguments.python,
+            "conformance/kill/client.py",
+        )
+        .await?,
+        spawn_client(
+            hub,
+            ledger,
+            "node",
+            &PathBuf::from("node"),
+            "conformance/kill/client.js",
+        )
+        .await?,
+    ];
+    for (name, _) in &clients {
+        await_progress(ledger, name, 0).await?;
+    }
+
+    for round in 1..=arguments.rounds {
+        let life = Duration::from_millis(chance.below(LIFE_MILLIS_MAX));
+        tokio::time::sleep(life).await;
+        hub.kill().await?;
+        hub.start().await?;
+        read_all(hub, ledger, false).await?;
+        let ledger = lock(ledger);
+        say(&format!(
+            "round {round}: killed after {} ms; {} acknowledged, {} read",
+            life.as_millis(),
+            ledger.acknowledged(),
+            ledger.shown_in_all()
+        ));
+    }
+
+    // Every client comes back by itself.
+    let before: Vec<u64> = clients
+        .iter()
+        .map(|(name, _)| lock(ledger).acknowledged_of(name))
+        .collect();
+    for ((name, _), before) in clients.iter().zip(before) {
+        await_progress(ledger, name, before).await?;
+    }
+    for (name, mut client) in clients {
+        drop(client.stdin.take());
+        let status = tokio::time::timeout(PATIENCE, client.wait())
+            .await
+            .context(name)??;
+        ensure!(status.success(), "the {name} client ended with {status}");
+    }
+    for sender in senders {
+        sender.abort();
+    }
+
+    read_all(hub, ledger, true).await?;
+    let status = hub.stop().await?;
+    ensure!(status.success(), "the hub ended with {status}");
+    let verified = hub.run(&["verify"]).await?;
+    let log = hub.log();
+    if let Some(line) = log
+        .lines()
+        .find(|line| line.contains("ERROR") || line.contains("panicked"))
+    {
+        bail!("the hub's log holds an error: {line}");
+    }
+    let ledger = lock(ledger);
+    say(&verified);
+    say(&format!(
+        "kills {}, acknowledged {}, read {}, lost 0",
+        arguments.rounds,
+        ledger.acknowledged(),
+        ledger.shown_in_all()
+    ));
+    Ok(())
+}
+
+/// Sends numbered messages for ever, connecting as often as it takes.
+async fn send_forever(id: String, mut options: DeviceOptions, window: usize, ledger: SharedLedger) {
+    let mut first_unacknowledged = 0;
+    loop {
+        options.now = now();
+        // A refused connection is the hub being away; a device tries again soon.
+        let Ok(device) = Device::connect(&options).await else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let _ended =
+            send_until_broken(&id, device, window, &mut first_unacknowledged, &ledger).await;
+    }
+}
+
+async fn send_until_broken(
+    id: &str,
+    mut device: Device,
+    window: usize,
+    first_unacknowledged: &mut u64,
+    ledger: &SharedLedger,
+) -> Result<(), DeviceError> {
+    let mut next = *first_unacknowledged;
+    loop {
+        while device.in_flight() < window {
+            device.publish(&format!("n={next}"), format!("{id} {next}").as_bytes())?;
+            next += 1;
+        }
+        // Acknowledgements come in the order of the messages.
+        let count = device.acknowledged(|_| {}).await?;
+        let mut ledger = lock(ledger);
+        for _ in 0..count {
+            ledger.acknowledge(id, *first_unacknowledged);
+            *first_unacknowledged += 1;
+        }
+    }
+}
+
+/// Starts an SDK client and lets the ledger follow what it prints.
+async fn spawn_client(
+    hub: &HubProcess,
+    ledger: &SharedLedger,
+    name: &'static str,
+    program: &std::path::Path,
+    script: &str,
+) -> Result<(&'static str, Child)> {
+    hub.run(&["device", "create", name]).await?;
+    let (connection_string, _) = hub.connection_string(Some(name)).await?;
+    let mut child = Command::new(program)
+        .arg(script)
+        .arg(connection_string)
+        .arg(hub.ca_file())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .with_context(|| format!("start {}", program.display()))?;
+    let output = child
+        .stdout
+        .take()
+        .context("the client's standard output")?;
+    let ledger = Arc::clone(ledger);
+    tokio::spawn(async move {
+        let mut lines = BufReader::new(output).lines();
+        while let Ok(Some(line)) = lines.next_line().await {
+            if let Ok(number) = line.trim().parse() {
+                lock(&ledger).acknowledge(name, number);
+            }
+        }
+    });
+    Ok((name, child))
+}
+
+/// Waits until a client has more messages acknowledged than `before`.
+async fn await_progress(ledger: &SharedLedger, name: &str, before: u64) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut tick = tokio::time::interval(Duration::from_millis(20));
+    while lock(ledger).acknowledged_of(name) <= before {
+        tick.tick().await;
+        ensure!(
+            Instant::now() < deadline,
+            "the {name} client did not come back"
+        );
+    }
+    Ok(())
+}
+
+/// Reads what is new, or everything, up to the present end, and checks that nothing is lost.
+async fn read_all(hub: &HubProcess, ledger: &SharedLedger, from_the_beginning: bool) -> Result<()> {
+    // What is acknowledged now must be among what is read now.
+    let owed = lock(ledger).owed();
+    let (_, connection_string) = hub.connection_string(None).await?;
+    let mut reader = Reader::connect(&ReaderOptions {
+        connection_string,
+        address: Some(hub.at(5671)),
+        trust: hub.trust()?,
+        consumer_group: "$Default".to_owned(),
+        now: now(),
+    })
+    .await?;
+    let mut missing = 0;
+    for partition in reader.partitions().await? {
+        let end = reader.next_sequence(&partition).await?;
+        let from = if from_the_beginning {
+            0
+        } else {
+            lock(ledger).shown(&partition)
+        };
+        ensure!(
+            end >= lock(ledger).shown(&partition),
+            "partition {partition} became shorter"
+        );
+        if end > from {
+            missing += end - from;
+            reader.receive(&partition, Start::Sequence(from)).await?;
+        }
+    }
+    let reading = async {
+        while missing > 0 {
+            let event = reader.next().await?;
+            let body = std::str::from_utf8(&event.body)?;
+            let sender = event
+                .device_id
+                .as_deref()
+                .context("an event without a device")?;
+            // Raw devices write their name before the number, SDK clients the number alone.
+            let number = body.rsplit(' ').next().unwrap_or_default().parse()?;
+            lock(ledger).show(&event.partition, event.sequence, sender, number)?;
+            missing = missing.saturating_sub(1);
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(PATIENCE, reading)
+        .await
+        .context("reading takes too long")??;
+    let lost = lock(ledger).lost(&owed);
+    ensure!(
+        lost.is_empty(),
+        "acknowledged and not there, from these numbers on: {lost:?}"
+    );
+    Ok(())
+}
+
+/// Numbers that look random and follow from a seed (SplitMix64).
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % bound
+    }
+}
+
+fn lock(ledger: &SharedLedger) -> std::sync::MutexGuard<'_, Ledger> {
+    ledger.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[expect(clippy::print_stdout, reason = "a test tool talks to whoever runs it")]
+fn say(line: &str) {
+    println!("{line}");
+}
