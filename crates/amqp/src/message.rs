@@ -164,19 +164,16 @@ impl<'a> Message<'a> {
             _ => Err(DecodeError::WrongType("list")),
         };
         match code {
-            section::HEADER => {
-                let header = Header::read(list()?)?;
-                if self.header.replace(header).is_some() {
-                    return Err(DecodeError::DuplicateSection(code));
-                }
-            }
+            section::HEADER => match self.header {
+                None => self.header = Some(Header::read(list()?)?),
+                Some(_) => return Err(DecodeError::DuplicateSection(code)),
+            },
             section::DELIVERY_ANNOTATIONS => map(&mut self.delivery_annotations)?,
             section::MESSAGE_ANNOTATIONS => map(&mut self.message_annotations)?,
-            section::PROPERTIES => {
-                if self.properties.replace(list()?).is_some() {
-                    return Err(DecodeError::DuplicateSection(code));
-                }
-            }
+            section::PROPERTIES => match self.properties {
+                None => self.properties = Some(list()?),
+                Some(_) => return Err(DecodeError::DuplicateSection(code)),
+            },
             section::APPLICATION_PROPERTIES => map(&mut self.application_properties)?,
             section::FOOTER => map(&mut self.footer)?,
             section::DATA => match (self.body, section.value()?) {
@@ -373,4 +370,175 @@ pub fn put_data(buffer: &mut BytesMut, data: &[u8]) {
 /// Appends a Value section; `value` writes exactly one value.
 pub fn put_value(buffer: &mut BytesMut, value: impl FnOnce(&mut Encoder<'_>)) {
     Encoder::new(buffer).described(section::VALUE, value);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sections(bytes: &[u8]) -> Vec<u64> {
+        Sections::new(bytes).map(|s| s.unwrap().code).collect()
+    }
+
+    /// The reply to a put-token request whose message id was the ulong 0, as the hosted service
+    /// sends it: the id's type must be kept.
+    #[test]
+    fn token_reply_keeps_the_type_of_the_id() {
+        let mut request = BytesMut::new();
+        put_properties(
+            &mut request,
+            &Properties {
+                message_id: Some(ValueRef::ULong(0)),
+                ..Properties::default()
+            },
+        );
+        let asked = Message::parse(&request).unwrap().properties().unwrap();
+
+        let mut reply = BytesMut::new();
+        put_properties(
+            &mut reply,
+            &Properties {
+                correlation_id: asked.message_id,
+                ..Properties::default()
+            },
+        );
+        put_map(&mut reply, section::APPLICATION_PROPERTIES, |e| {
+            e.string("status-code");
+            e.int(200);
+            e.string("status-description");
+            e.string("OK");
+        });
+        let expected = [
+            b"\x00\x53\x73\xc0\x07\x06\x40\x40\x40\x40\x40\x44".as_slice(),
+            b"\x00\x53\x74\xc1\x2b\x04\xa1\x0bstatus-code\x71\x00\x00\x00\xc8",
+            b"\xa1\x12status-description\xa1\x02OK",
+        ]
+        .concat();
+        assert_eq!(reply, expected);
+        let message = Message::parse(&reply).unwrap();
+        assert_eq!(message.body, Body::None);
+        let properties = message.application_properties.unwrap();
+        assert_eq!(properties.get("status-code"), Ok(Some(ValueRef::Int(200))));
+        assert_eq!(properties.get("status"), Ok(None));
+    }
+
+    /// A method call as the hosted service writes it.
+    #[test]
+    fn method_call_bytes() {
+        let mut call = BytesMut::new();
+        let mut id = [0; 16];
+        for (at, byte) in id.iter_mut().enumerate() {
+            *byte = u8::try_from(at).unwrap() * 0x11;
+        }
+        put_properties(
+            &mut call,
+            &Properties {
+                correlation_id: Some(ValueRef::Uuid(id)),
+                ..Properties::default()
+            },
+        );
+        put_map(&mut call, section::APPLICATION_PROPERTIES, |e| {
+            e.string("IoThub-methodname");
+            e.string("reboot");
+        });
+        put_data(&mut call, b"{}");
+        let expected = [
+            b"\x00\x53\x73\xc0\x17\x06\x40\x40\x40\x40\x40\x98".as_slice(),
+            b"\x00\x11\x22\x33\x44\x55\x66\x77\x88\x99\xaa\xbb\xcc\xdd\xee\xff",
+            b"\x00\x53\x74\xc1\x1c\x02\xa1\x11IoThub-methodname\xa1\x06reboot",
+            b"\x00\x53\x75\xa0\x02{}",
+        ]
+        .concat();
+        assert_eq!(call, expected);
+    }
+
+    /// A batch: each Data section is one encoded message.
+    #[test]
+    fn batch_of_two() {
+        let inner = b"\x00\x53\x74\xc1\x07\x02\xa1\x01k\xa1\x01v\x00\x53\x75\xa0\x01A";
+        let batch = [
+            b"\x00\x53\x75\xa0\x12".as_slice(),
+            inner,
+            b"\x00\x53\x75\xa0\x06\x00\x53\x75\xa0\x01B",
+        ]
+        .concat();
+        let message = Message::parse(&batch).unwrap();
+        let bodies: Vec<Vec<u8>> = message
+            .data()
+            .map(|inner| {
+                Message::parse(inner)
+                    .unwrap()
+                    .data()
+                    .flatten()
+                    .copied()
+                    .collect()
+            })
+            .collect();
+        assert_eq!(bodies, [b"A".to_vec(), b"B".to_vec()]);
+        let first = Message::parse(message.data().next().unwrap()).unwrap();
+        let value = first.application_properties.unwrap().get("k");
+        assert_eq!(value, Ok(Some(ValueRef::String("v"))));
+    }
+
+    /// The C library writes annotations after the application properties; unknown sections are
+    /// skipped wherever they stand.
+    #[test]
+    fn any_order_and_unknown_sections() {
+        let mut bytes = BytesMut::new();
+        put_properties(&mut bytes, &Properties::default());
+        put_map(&mut bytes, section::APPLICATION_PROPERTIES, |e| {
+            e.string("a");
+            e.bool(true);
+        });
+        Encoder::new(&mut bytes).described(0x79, |e| e.list(|e| e.null()));
+        put_map(&mut bytes, section::MESSAGE_ANNOTATIONS, |e| {
+            e.symbol("x");
+            e.long(7);
+        });
+        Encoder::new(&mut bytes).described_name("vendor:section", |e| e.null());
+        put_data(&mut bytes, b"body");
+        let header = Header {
+            priority: Some(9),
+            ..Header::default()
+        };
+        put_header(&mut bytes, &header);
+        let message = Message::parse(&bytes).unwrap();
+        assert_eq!(
+            sections(&bytes),
+            [0x73, 0x74, 0x79, 0x72, u64::MAX, 0x75, 0x70]
+        );
+        assert_eq!(message.properties(), Ok(Properties::default()));
+        assert_eq!(message.header, Some(header));
+        let annotation = message.message_annotations.unwrap().get("x");
+        assert_eq!(annotation, Ok(Some(ValueRef::Long(7))));
+        assert_eq!(message.data().collect::<Vec<_>>(), [b"body"]);
+    }
+
+    #[test]
+    fn what_is_no_message() {
+        let check = |bytes: &[u8], expected: DecodeError| {
+            assert_eq!(
+                Message::parse(bytes).map(|_| ()),
+                Err(expected),
+                "{bytes:02x?}"
+            );
+        };
+        check(b"\x40", DecodeError::WrongType("described value"));
+        check(b"\x00\x53\x75\xa0\x02A", DecodeError::Truncated);
+        check(b"\x00\x53\x75\x40", DecodeError::WrongType("binary"));
+        check(b"\x00\x53\x72\xa1\x00", DecodeError::WrongType("map"));
+        check(b"\x00\x53\x73\x41", DecodeError::WrongType("list"));
+        check(
+            b"\x00\x53\x74\xc1\x01\x00\x00\x53\x74\xc1\x01\x00",
+            DecodeError::DuplicateSection(0x74),
+        );
+        check(
+            b"\x00\x53\x75\xa0\x00\x00\x53\x77\x40",
+            DecodeError::DuplicateSection(0x77),
+        );
+        check(
+            b"\x00\x53\x77\x40\x00\x53\x75\xa0\x00",
+            DecodeError::DuplicateSection(0x75),
+        );
+    }
 }

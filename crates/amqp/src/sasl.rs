@@ -42,8 +42,6 @@ composite! {
     SaslOutcome = 0x44 {
         /// The result.
         code: required SaslCode,
-        /// What the mechanism adds.
-        additional_data: optional Vec<u8>,
     }
 }
 
@@ -222,14 +220,18 @@ mod tests {
         assert!(!format!("{plain:?}").contains("secret"));
     }
 
+    /// Bytes as the hosted service sends them.
     #[test]
-    fn outcome_is_two_fields_or_one() {
-        // The short form is what some servers send; ours adds the null.
-        let short = b"\x00\x53\x44\xc0\x03\x01\x50\x01";
-        let expected = SaslOutcome {
+    fn outcome_as_the_hosted_service_writes_it() {
+        let outcome = SaslOutcome { code: SaslCode::Ok };
+        let bytes = frame(|e| outcome.encode(e));
+        let expected = b"\x00\x00\x00\x10\x02\x01\x00\x00\x00\x53\x44\xc0\x03\x01\x50\x00";
+        assert_eq!(&bytes[..], expected);
+        // Other servers add the field for additional data.
+        let longer = b"\x00\x53\x44\xc0\x04\x02\x50\x01\x40";
+        let refused = SaslOutcome {
             code: SaslCode::Auth,
-            additional_data: None,
         };
-        assert_eq!(SaslFrame::decode(short), Ok(SaslFrame::Outcome(expected)));
+        assert_eq!(SaslFrame::decode(longer), Ok(SaslFrame::Outcome(refused)));
     }
 }

@@ -13,4 +13,5 @@ mod transport;
 
 pub use connection_string::{ConnectionString, InvalidConnectionString};
 pub use device::{Device, DeviceOptions};
+pub use reader::{Event, Reader, ReaderOptions, Start};
 pub use transport::{ConnectError, Trust};

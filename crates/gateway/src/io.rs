@@ -41,11 +41,25 @@ pub(crate) fn poll_read_scratch<S, R>(
 where
     S: AsyncRead + Unpin,
 {
+    poll_read_scratch_up_to(stream, cx, SCRATCH_BYTES, consume)
+}
+
+/// The same with a lower bound on what is read, for peers that are not trusted with more yet.
+pub(crate) fn poll_read_scratch_up_to<S, R>(
+    stream: &mut S,
+    cx: &mut Context<'_>,
+    bytes_max: usize,
+    consume: impl FnOnce(&[u8]) -> R,
+) -> Poll<io::Result<Input<R>>>
+where
+    S: AsyncRead + Unpin,
+{
     // Taken out for the time of the poll: a nested call would simply make a second one.
     let mut scratch = SCRATCH
         .take()
         .unwrap_or_else(|| vec![0; SCRATCH_BYTES].into());
-    let read = poll_fill(stream, cx, &mut scratch);
+    let room = bytes_max.clamp(1, SCRATCH_BYTES);
+    let read = poll_fill(stream, cx, scratch.get_mut(..room).unwrap_or_default());
     let result = read.map_ok(|count| match scratch.get(..count) {
         None | Some([]) => Input::End,
         Some(bytes) => Input::Bytes(consume(bytes)),

@@ -16,6 +16,8 @@ pub mod io;
 pub mod listen;
 mod quiet;
 mod session;
+#[cfg(test)]
+mod testing;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -82,7 +84,7 @@ impl Gateway {
             limits: Arc::new(limits),
             drain: draining,
         };
-        let router = http::router(hub, Arc::clone(&shared.limits));
+        let routes = http::Routes::new(hub, Arc::clone(&shared.limits));
         let mut ready = Vec::with_capacity(listeners.len());
         let mut addresses = Vec::with_capacity(listeners.len());
         for listener in listeners {
@@ -92,7 +94,7 @@ impl Gateway {
                 shared.clone(),
                 Arc::clone(&admissions),
                 Arc::clone(&tls),
-                router.clone(),
+                routes.clone(),
             )
             .map_err(|source| StartError::Socket { kind, source })?;
             addresses.push((kind, acceptor.local()));

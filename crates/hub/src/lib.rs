@@ -1,1 +1,25 @@
-//! placeholder
+//! What an IoT hub does: every rule of the product, as plain calls.
+//!
+//! [`Hub`] joins the parts: [`identity`] knows the devices, [`auth`] and [`policies`] who is let
+//! in, [`presence`] who is connected, [`subscriptions`] what MQTT devices want to hear, [`ingest`]
+//! takes messages from devices, [`events`] lets services read them, [`settings`] is what operators
+//! change.
+//!
+//! The crate knows no sockets, frames, topics, status codes or configuration files. It keeps its
+//! state in the store it is opened with; time and chance come from outside as well ([`clock`]).
+
+pub mod auth;
+pub mod clock;
+mod collections;
+pub mod events;
+mod hub;
+pub mod identity;
+pub mod ingest;
+mod names;
+pub mod policies;
+pub mod presence;
+pub mod secrets;
+pub mod settings;
+pub mod subscriptions;
+
+pub use hub::{Hub, HubConfig, HubParts, OpenError};

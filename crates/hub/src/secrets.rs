@@ -109,8 +109,7 @@ impl Keyring {
     pub(crate) fn seal(&self, chance: &dyn Chance, context: &[&str], plain: &[u8]) -> Vec<u8> {
         let mut nonce = [0; NONCE_LEN];
         chance.fill(&mut nonce);
-        let mut sealed =
-            Vec::with_capacity(HEADER_BYTES + plain.len() + AES_256_GCM.tag_len());
+        let mut sealed = Vec::with_capacity(HEADER_BYTES + plain.len() + AES_256_GCM.tag_len());
         sealed.push(FORM_VERSION);
         sealed.extend_from_slice(&self.newest.id.to_le_bytes());
         sealed.extend_from_slice(&nonce);
@@ -203,7 +202,10 @@ mod tests {
         let chance = SeededChance::new(7);
         let keyring = Keyring::new(1, [1; 32]);
         let sealed = keyring.seal(&chance, &["device", "dev1"], b"key material");
-        assert_ne!(sealed, keyring.seal(&chance, &["device", "dev1"], b"key material"));
+        assert_ne!(
+            sealed,
+            keyring.seal(&chance, &["device", "dev1"], b"key material")
+        );
 
         let check = |keyring: &Keyring, context: &[&str], sealed: &[u8], expected| {
             let opened = keyring.open(context, sealed).map(|plain| plain.to_vec());
@@ -218,15 +220,26 @@ mod tests {
         let renewed = Keyring::new(2, [2; 32]).with_older(1, [1; 32]);
         check(&renewed, &["device", "dev1"], &sealed, plain);
         let missing = Err(OpenSecretError::MissingKey { id: 1 });
-        check(&Keyring::new(2, [2; 32]), &["device", "dev1"], &sealed, missing);
+        check(
+            &Keyring::new(2, [2; 32]),
+            &["device", "dev1"],
+            &sealed,
+            missing,
+        );
         let other = Keyring::new(1, [9; 32]);
         check(&other, &["device", "dev1"], &sealed, wrong_key.clone());
 
         for cut in 0..sealed.len() {
-            assert!(keyring.open(&["device", "dev1"], &sealed[..cut]).is_err(), "{cut}");
+            assert!(
+                keyring.open(&["device", "dev1"], &sealed[..cut]).is_err(),
+                "{cut}"
+            );
             let mut changed = sealed.clone();
             changed[cut] ^= 1;
-            assert!(keyring.open(&["device", "dev1"], &changed).is_err(), "{cut}");
+            assert!(
+                keyring.open(&["device", "dev1"], &changed).is_err(),
+                "{cut}"
+            );
         }
     }
 

@@ -1,9 +1,10 @@
 //! The message annotations that consumers of the built-in endpoint get with each event.
 
-use bytes::{BufMut, BytesMut};
+use bytes::BytesMut;
+use fieldpost_amqp::message::{put_map, section};
+use fieldpost_amqp::value::Encoder;
 use fieldpost_model::{SequenceNumber, Timestamp};
 
-use crate::sections::{self, code, length32};
 use crate::view::RecordView;
 
 /// Where an event stands in its partition; given out by the log.
@@ -21,98 +22,69 @@ pub struct Position {
 /// the sequence number in decimal, as a string.
 pub fn write_annotations(out: &mut BytesMut, record: &RecordView<'_>, position: Position) {
     let envelope = record.envelope();
-    sections::put_descriptor(out, sections::MESSAGE_ANNOTATIONS);
-    out.put_u8(code::MAP.long);
-    let size_at = out.len();
-    out.put_u32(0);
-    let count_at = out.len();
-    out.put_u32(0);
-    let mut map = Map { out, entries: 0 };
+    put_map(out, section::MESSAGE_ANNOTATIONS, |e| {
+        e.symbol("x-opt-sequence-number");
+        // At a million events a second, 2^63 is 292,000 years away.
+        e.long(i64::try_from(position.sequence).unwrap_or(i64::MAX));
+        e.symbol("x-opt-offset");
+        e.string(Decimal::of(position.sequence).as_str());
+        e.symbol("x-opt-enqueued-time");
+        e.timestamp(position.enqueued.as_millis());
+        text(e, "x-opt-partition-key", Some(envelope.device_id));
+        text(e, "iothub-connection-device-id", Some(envelope.device_id));
+        text(e, "iothub-connection-module-id", envelope.module_id);
+        text(
+            e,
+            "iothub-connection-auth-method",
+            Some(envelope.auth.as_json()),
+        );
+        text(
+            e,
+            "iothub-connection-auth-generation-id",
+            Some(envelope.generation_id),
+        );
+        e.symbol("iothub-enqueuedtime");
+        e.timestamp(envelope.accepted.as_millis());
+        text(e, "iothub-message-source", Some(envelope.source.as_str()));
+        text(e, "dt-dataschema", envelope.model_id);
+        text(e, "dt-subject", record.component());
+        text(e, "iothub-interface-id", record.interface_id());
+    });
+}
 
-    // The numbers of 2^63 and beyond would take longer than the sun lasts.
-    let sequence = i64::try_from(position.sequence).unwrap_or(i64::MAX);
-    map.number("x-opt-sequence-number", code::LONG, sequence);
-    map.offset("x-opt-offset", position.sequence);
-    map.number(
-        "x-opt-enqueued-time",
-        code::TIMESTAMP,
-        position.enqueued.as_millis(),
-    );
-    map.text("x-opt-partition-key", Some(envelope.device_id));
-    map.text("iothub-connection-device-id", Some(envelope.device_id));
-    map.text("iothub-connection-module-id", envelope.module_id);
-    map.text(
-        "iothub-connection-auth-method",
-        Some(envelope.auth.as_json()),
-    );
-    map.text(
-        "iothub-connection-auth-generation-id",
-        Some(envelope.generation_id),
-    );
-    map.number(
-        "iothub-enqueuedtime",
-        code::TIMESTAMP,
-        envelope.accepted.as_millis(),
-    );
-    map.text("iothub-message-source", Some(envelope.source.as_str()));
-    map.text("dt-dataschema", envelope.model_id);
-    map.text("dt-subject", record.component());
-    map.text("iothub-interface-id", record.interface_id());
-
-    let items = 2 * map.entries;
-    if let Some(count) = out.get_mut(count_at..count_at + 4) {
-        count.copy_from_slice(&length32(items).to_be_bytes());
+fn text(e: &mut Encoder<'_>, key: &str, value: Option<&str>) {
+    if let Some(value) = value {
+        e.symbol(key);
+        e.string(value);
     }
-    sections::patch_length32(out, size_at, u32::to_be_bytes);
 }
 
-struct Map<'a> {
-    out: &'a mut BytesMut,
-    entries: usize,
+/// A number in decimal, without an allocation: one is written for each event delivered.
+struct Decimal {
+    digits: [u8; 20],
+    start: usize,
 }
 
-impl Map<'_> {
-    fn text(&mut self, key: &str, value: Option<&str>) {
-        if let Some(value) = value {
-            self.key(key);
-            sections::put_variable(self.out, code::STRING, value.as_bytes());
+impl Decimal {
+    fn of(mut number: u64) -> Self {
+        let mut digits = [b'0'; 20];
+        let mut start = digits.len();
+        for digit in digits.iter_mut().rev() {
+            let [low, ..] = (number % 10).to_le_bytes();
+            *digit = b'0' + low;
+            start -= 1;
+            number /= 10;
+            if number == 0 {
+                break;
+            }
         }
+        Self { digits, start }
     }
 
-    fn number(&mut self, key: &str, constructor: u8, value: i64) {
-        self.key(key);
-        self.out.put_u8(constructor);
-        self.out.put_i64(value);
+    fn as_str(&self) -> &str {
+        let digits = self.digits.get(self.start..).unwrap_or_default();
+        str::from_utf8(digits).expect("digits are ASCII")
     }
-
-    fn offset(&mut self, key: &str, sequence: SequenceNumber) {
-        self.key(key);
-        let (digits, start) = decimal(sequence);
-        let digits = digits.get(start..).unwrap_or_default();
-        sections::put_variable(self.out, code::STRING, digits);
-    }
-
-    fn key(&mut self, key: &str) {
-        self.entries += 1;
-        sections::put_variable(self.out, code::SYMBOL, key.as_bytes());
-    }
-}
-
-/// The decimal digits of a number, at the end of the array from the index returned; on the stack
-/// because this happens for each event delivered.
-fn decimal(mut number: u64) -> ([u8; 20], usize) {
-    let mut digits = [b'0'; 20];
-    let mut start = digits.len();
-    for (at, digit) in digits.iter_mut().enumerate().rev() {
-        let [low, ..] = (number % 10).to_le_bytes();
-        *digit = b'0' + low;
-        start = at;
-        number /= 10;
-        if number == 0 {
-            break;
-        }
-    }
-    (digits, start)
 }
 
 #[cfg(test)]
@@ -122,8 +94,7 @@ mod tests {
     #[test]
     fn offsets_are_plain_decimal_numbers() {
         for number in [0, 7, 10, 4200, u64::from(u32::MAX), u64::MAX] {
-            let (digits, start) = decimal(number);
-            assert_eq!(digits[start..], *number.to_string().as_bytes());
+            assert_eq!(Decimal::of(number).as_str(), number.to_string());
         }
     }
 }

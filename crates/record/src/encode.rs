@@ -1,10 +1,11 @@
 //! From an accepted message to its record.
 
-use bytes::{BufMut, BytesMut};
+use bytes::BytesMut;
+use fieldpost_amqp::message::{put_data, put_map, section};
+use fieldpost_amqp::value::Encoder;
 use fieldpost_model::DeviceMessage;
 
 use crate::envelope::{self, Envelope, SenderStamps};
-use crate::sections::{self, code};
 
 /// Appends the record of `message` to `out`.
 ///
@@ -13,20 +14,18 @@ use crate::sections::{self, code};
 pub fn encode(out: &mut BytesMut, envelope: &Envelope<'_>, message: &DeviceMessage<'_>) {
     let stamps = SenderStamps::of(&message.system);
     let to = To::of(envelope, message);
-    let properties_size = properties_size(&to, message);
-    let application_size = application_properties_size(message);
-    out.reserve(
-        envelope::size_max(envelope, &stamps)
-            + sections::compound_size(properties_size)
-            + sections::compound_size(application_size)
-            + sections::SECTION_HEADER_BYTES
-            + sections::variable_size(message.body.len()),
-    );
+    out.reserve(envelope::size_max(envelope, &stamps) + sections_size_max(&to, message));
     envelope::write(out, envelope, &stamps);
-    write_properties(out, &to, message, properties_size);
-    write_application_properties(out, message, application_size);
-    sections::put_descriptor(out, sections::DATA);
-    sections::put_variable(out, code::BINARY, &message.body);
+    write_properties(out, &to, message);
+    if !message.properties.is_empty() {
+        put_map(out, section::APPLICATION_PROPERTIES, |e| {
+            for (name, value) in message.properties.iter() {
+                e.string(name);
+                optional(e, value, |e, v| e.string(v));
+            }
+        });
+    }
+    put_data(out, &message.body);
 }
 
 /// The `to` property: what the sender wrote, else the address it sent to.
@@ -66,117 +65,94 @@ impl<'a> To<'a> {
     fn len(&self) -> usize {
         self.parts().into_iter().map(str::len).sum()
     }
+
+    /// Writes a string out of several parts, which the encoder's own `string` could only do from
+    /// an allocated one.
+    fn write(&self, e: &mut Encoder<'_>) {
+        let length = self.len();
+        match u8::try_from(length) {
+            Ok(length) => e.raw(&[0xA1, length]),
+            Err(_) => {
+                let [a, b, c, d] = envelope::length32(length).to_be_bytes();
+                e.raw(&[0xB1, a, b, c, d]);
+            }
+        }
+        for part in self.parts() {
+            e.raw_values(part.as_bytes(), 0);
+        }
+    }
 }
 
-/// Bytes of the values of the properties list.
-fn properties_size(to: &To<'_>, message: &DeviceMessage<'_>) -> usize {
+fn write_properties(out: &mut BytesMut, to: &To<'_>, message: &DeviceMessage<'_>) {
     let system = &message.system;
-    let text = |value: Option<&str>| value.map_or(1, |v| sections::variable_size(v.len()));
-    let last = last_property(message);
-    let sizes = [
-        text(system.message_id.as_deref()),
-        system
-            .user_id
-            .as_ref()
-            .map_or(1, |v| sections::variable_size(v.len())),
-        sections::variable_size(to.len()),
-        1,
-        1,
-        text(system.correlation_id.as_deref()),
-        text(system.content_type.as_deref()),
-        text(system.content_encoding.as_deref()),
-        1 + size_of::<i64>(),
-    ];
-    sizes.into_iter().take(last + 1).sum()
+    let content_type = system.content_type.as_deref();
+    let content_encoding = system.content_encoding.as_deref();
+    let expiry = system.absolute_expiry_time;
+    // Nulls at the end of a list may be left off, and most messages have nothing after `to`.
+    let has_encoding = content_encoding.is_some() || expiry.is_some();
+    let has_type = content_type.is_some() || has_encoding;
+    let has_correlation = system.correlation_id.is_some() || has_type;
+
+    Encoder::new(out).described(section::PROPERTIES, |e| {
+        e.list(|e| {
+            optional(e, system.message_id.as_deref(), |e, v| e.string(v));
+            optional(e, system.user_id.as_deref(), |e, v| e.binary(v));
+            to.write(e);
+            if has_correlation {
+                // subject and reply-to, which senders of telemetry cannot set
+                e.null();
+                e.null();
+                optional(e, system.correlation_id.as_deref(), |e, v| e.string(v));
+            }
+            if has_type {
+                optional(e, content_type, |e, v| e.symbol(v));
+            }
+            if has_encoding {
+                optional(e, content_encoding, |e, v| e.symbol(v));
+            }
+            if let Some(expiry) = expiry {
+                e.timestamp(expiry.as_millis());
+            }
+        });
+    });
 }
 
-/// Index of the last property that has a value; at least that of `to`, which always has one.
-fn last_property(message: &DeviceMessage<'_>) -> usize {
-    let system = &message.system;
-    if system.absolute_expiry_time.is_some() {
-        8
-    } else if system.content_encoding.is_some() {
-        7
-    } else if system.content_type.is_some() {
-        6
-    } else if system.correlation_id.is_some() {
-        5
-    } else {
-        2
-    }
-}
+/// An upper bound on the bytes of all sections.
+fn sections_size_max(to: &To<'_>, message: &DeviceMessage<'_>) -> usize {
+    /// Constructor and length of one value in the long form.
+    const VALUE_OVERHEAD: usize = 1 + 4;
+    /// Descriptor, constructor, size and count of one section in the long form.
+    const SECTION_OVERHEAD: usize = 3 + 1 + 4 + 4;
+    const PROPERTIES: usize = 9;
 
-fn write_properties(out: &mut BytesMut, to: &To<'_>, message: &DeviceMessage<'_>, size: usize) {
-    let system = &message.system;
-    let last = last_property(message);
-    sections::put_descriptor(out, sections::PROPERTIES);
-    sections::put_compound(out, code::LIST, size, last + 1);
-    put_optional(
-        out,
-        code::STRING,
-        system.message_id.as_deref().map(str::as_bytes),
-    );
-    put_optional(out, code::BINARY, system.user_id.as_deref());
-    sections::put_variable_header(out, code::STRING, to.len());
-    for part in to.parts() {
-        out.put_slice(part.as_bytes());
-    }
-    if last >= 5 {
-        // subject and reply-to, which senders of telemetry cannot set
-        out.put_slice(&[code::NULL, code::NULL]);
-        put_optional(
-            out,
-            code::STRING,
-            system.correlation_id.as_deref().map(str::as_bytes),
-        );
-    }
-    if last >= 6 {
-        put_optional(
-            out,
-            code::SYMBOL,
-            system.content_type.as_deref().map(str::as_bytes),
-        );
-    }
-    if last >= 7 {
-        put_optional(
-            out,
-            code::SYMBOL,
-            system.content_encoding.as_deref().map(str::as_bytes),
-        );
-    }
-    if let Some(expiry) = system.absolute_expiry_time {
-        out.put_u8(code::TIMESTAMP);
-        out.put_i64(expiry.as_millis());
-    }
-}
-
-/// Bytes of the names and values of the application properties map.
-fn application_properties_size(message: &DeviceMessage<'_>) -> usize {
-    message
+    let properties: usize = message
         .properties
         .iter()
-        .map(|(name, value)| {
-            sections::variable_size(name.len())
-                + value.map_or(1, |value| sections::variable_size(value.len()))
-        })
-        .sum()
+        .map(|(name, value)| 2 * VALUE_OVERHEAD + name.len() + value.map_or(0, str::len))
+        .sum();
+    let system = &message.system;
+    let length = |text: Option<&str>| text.map_or(0, str::len);
+    3 * SECTION_OVERHEAD
+        + PROPERTIES * VALUE_OVERHEAD
+        + size_of::<i64>()
+        + to.len()
+        + length(system.message_id.as_deref())
+        + length(system.correlation_id.as_deref())
+        + length(system.content_type.as_deref())
+        + length(system.content_encoding.as_deref())
+        + system.user_id.as_deref().map_or(0, <[u8]>::len)
+        + properties
+        + VALUE_OVERHEAD
+        + message.body.len()
 }
 
-fn write_application_properties(out: &mut BytesMut, message: &DeviceMessage<'_>, size: usize) {
-    if message.properties.is_empty() {
-        return;
-    }
-    sections::put_descriptor(out, sections::APPLICATION_PROPERTIES);
-    sections::put_compound(out, code::MAP, size, 2 * message.properties.len());
-    for (name, value) in message.properties.iter() {
-        sections::put_variable(out, code::STRING, name.as_bytes());
-        put_optional(out, code::STRING, value.map(str::as_bytes));
-    }
-}
-
-fn put_optional(out: &mut BytesMut, constructor: code::Variable, value: Option<&[u8]>) {
+fn optional<T: ?Sized>(
+    e: &mut Encoder<'_>,
+    value: Option<&T>,
+    write: impl FnOnce(&mut Encoder<'_>, &T),
+) {
     match value {
-        Some(value) => sections::put_variable(out, constructor, value),
-        None => out.put_u8(code::NULL),
+        Some(value) => write(e, value),
+        None => e.null(),
     }
 }

@@ -3,7 +3,6 @@
 use bytes::{Buf, BufMut, BytesMut};
 use fieldpost_model::{AuthKind, AuthScope, AuthStamp, SystemProperties, Timestamp};
 
-use crate::sections::{length32, patch_length32};
 use crate::view::RecordError;
 
 /// The version of the record format that this crate writes, and the only one it reads.
@@ -123,7 +122,10 @@ pub(crate) fn write(out: &mut BytesMut, envelope: &Envelope<'_>, stamps: &Sender
             out.put_slice(value.as_bytes());
         }
     }
-    patch_length32(out, length_at, u32::to_le_bytes);
+    let length = length32(out.len() - length_at - 4).to_le_bytes();
+    if let Some(slot) = out.get_mut(length_at..length_at + 4) {
+        slot.copy_from_slice(&length);
+    }
 }
 
 /// Reads an envelope; what follows it in `bytes` are the sections.
@@ -217,6 +219,11 @@ fn read_field(mut fields: &[u8]) -> Result<(u8, &str, &[u8]), RecordError> {
         .ok_or(RecordError::Truncated)?;
     let value = str::from_utf8(value).map_err(|_| RecordError::Malformed { part: "field text" })?;
     Ok((tag, value, rest))
+}
+
+/// A length as the four bytes that formats have for it.
+pub(crate) fn length32(length: usize) -> u32 {
+    u32::try_from(length).expect("a message is bounded by its size limit, far below 4 GiB")
 }
 
 /// Unsigned LEB128.

@@ -12,10 +12,9 @@
 mod annotations;
 mod encode;
 mod envelope;
-mod sections;
 mod view;
 
 pub use annotations::{Position, write_annotations};
 pub use encode::encode;
 pub use envelope::{Envelope, Source};
-pub use view::{PropertyIter, RecordError, RecordView};
+pub use view::{RecordError, RecordView};

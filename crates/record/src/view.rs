@@ -1,7 +1,9 @@
 //! Looking into a record.
 
+use fieldpost_amqp::message::Message;
+use fieldpost_amqp::value::ValueRef;
+
 use crate::envelope::{self, Envelope, SenderStamps};
-use crate::sections::{self, code};
 
 /// A stored record, read in place.
 ///
@@ -88,54 +90,26 @@ impl<'a> RecordView<'a> {
     }
 
     /// The application properties in the order in which they were sent.
-    #[must_use]
-    pub fn properties(&self) -> PropertyIter<'a> {
-        PropertyIter {
-            rest: self
-                .split()
-                .and_then(|(items, _)| items)
-                .unwrap_or_default(),
-        }
+    pub fn properties(&self) -> impl Iterator<Item = (&'a str, Option<&'a str>)> + use<'a> {
+        let map = self.message().and_then(|m| m.application_properties);
+        map.into_iter()
+            .flat_map(|map| map.iter())
+            .map_while(|entry| {
+                let (name, value) = entry.ok()?;
+                match value {
+                    ValueRef::Null => Some((name.as_str()?, None)),
+                    value => Some((name.as_str()?, Some(value.as_str()?))),
+                }
+            })
     }
 
     /// The body; `None` when the sections are not what a writer writes.
     #[must_use]
     pub fn body(&self) -> Option<&'a [u8]> {
-        let (_, data) = self.split()?;
-        let mut data = sections::after_descriptor(data, sections::DATA)?;
-        sections::take_variable(&mut data, code::BINARY)?
+        self.message()?.data().next()
     }
 
-    /// The items of the application properties, if there is such a section, and what follows.
-    fn split(&self) -> Option<(Option<&'a [u8]>, &'a [u8])> {
-        let mut rest = sections::after_descriptor(self.sections, sections::PROPERTIES)?;
-        sections::take_compound(&mut rest, code::LIST)?;
-        match sections::after_descriptor(rest, sections::APPLICATION_PROPERTIES) {
-            None => Some((None, rest)),
-            Some(mut rest) => {
-                let items = sections::take_compound(&mut rest, code::MAP)?;
-                Some((Some(items), rest))
-            }
-        }
-    }
-}
-
-/// Application properties of a record; made by [`RecordView::properties`].
-#[derive(Clone, Debug)]
-pub struct PropertyIter<'a> {
-    rest: &'a [u8],
-}
-
-impl<'a> Iterator for PropertyIter<'a> {
-    type Item = (&'a str, Option<&'a str>);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let name = sections::take_variable(&mut self.rest, code::STRING)??;
-        let value = sections::take_variable(&mut self.rest, code::STRING)?;
-        let text = |bytes| str::from_utf8(bytes).ok();
-        match value {
-            None => Some((text(name)?, None)),
-            Some(value) => Some((text(name)?, Some(text(value)?))),
-        }
+    fn message(&self) -> Option<Message<'a>> {
+        Message::parse(self.sections).ok()
     }
 }

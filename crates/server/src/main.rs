@@ -1,9 +1,21 @@
-//! scratch
-#![allow(dead_code, unused_imports)]
+//! `fieldpost`: a self-hosted hub for devices that speak to Azure IoT Hub, in one binary.
+//!
+//! [`config`] says what is wanted, [`assembly`] builds the store, the hub and the gateway from it
+//! and takes them down again, [`admin`] is what tools talk to, [`trust`] the hub's certificates,
+//! and [`cli`] the command line in front of it all. What a hub does, and how protocols work, is not
+//! known here.
+
+mod admin;
+mod assembly;
+mod cli;
+mod clock;
 mod config;
 mod files;
+mod keyfile;
 mod logging;
+mod metrics;
 mod trust;
-mod assembly { pub(crate) mod listeners; pub(crate) mod endpoints; }
-mod cli { pub(crate) mod output; }
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    cli::run()
+}

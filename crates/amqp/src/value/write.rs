@@ -312,6 +312,11 @@ impl<'a> Encoder<'a> {
         }
     }
 
+    /// Where in the buffer the next value starts.
+    pub(crate) fn position(&self) -> usize {
+        self.buffer.len()
+    }
+
     fn array(&mut self, array: &Array) {
         self.compound(0xe0, |e| {
             let Some(first) = array.values().first() else {

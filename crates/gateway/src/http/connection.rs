@@ -8,10 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use bytes::Bytes;
 use fieldpost_hub::clock::Timer;
 use hyper::body::Incoming;
@@ -20,13 +19,12 @@ use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tower::ServiceExt;
 use tracing::debug;
 
 use crate::clock::Alarm;
 use crate::context::ConnectionContext;
 use crate::figures::count_refused;
-use crate::http::refusal;
+use crate::http::Routes;
 use crate::listen::upgrade::{Subprotocol, Upgrade, negotiate};
 
 /// Bytes of a request's head, and of what is buffered of a body, per connection.
@@ -87,7 +85,7 @@ impl Activity {
 pub(crate) async fn serve<S>(
     stream: S,
     context: &mut ConnectionContext,
-    router: Router,
+    routes: Routes,
 ) -> Ended<S>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -98,7 +96,7 @@ where
     let service = service_fn(|request| {
         answer(
             request,
-            router.clone(),
+            routes.clone(),
             Arc::clone(&activity),
             Arc::clone(&timer),
         )
@@ -161,7 +159,7 @@ where
 
 async fn answer(
     request: hyper::Request<Incoming>,
-    router: Router,
+    routes: Routes,
     activity: Arc<Activity>,
     timer: Arc<dyn Timer>,
 ) -> Result<Response, Infallible> {
@@ -181,12 +179,12 @@ async fn answer(
         }
         Some(Upgrade::Refused(refused)) => {
             count_refused("websocket", "handshake");
-            refusal::bare(&refused)
+            routes.refuse(refused)
         }
         None => {
             parts.extensions.insert(Arc::clone(&activity));
             let request = Request::from_parts(parts, Body::new(body));
-            router.oneshot(request).await.into_response()
+            routes.answer(request).await
         }
     };
     activity

@@ -6,6 +6,8 @@ pub(crate) mod connection;
 mod devices;
 pub mod document;
 pub(crate) mod refusal;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
@@ -13,9 +15,10 @@ use axum::Router;
 use axum::extract::Request;
 use axum::http::Uri;
 use axum::http::uri::PathAndQuery;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use fieldpost_hub::Hub;
-use tower::util::MapRequestLayer;
+use tower::ServiceExt;
 
 use crate::listen::limits::GatewayLimits;
 use refusal::Refusal;
@@ -27,49 +30,59 @@ pub(crate) struct Api {
     pub(crate) limits: Arc<GatewayLimits>,
 }
 
-/// All routes of `hub`.
-pub(crate) fn router(hub: Hub, limits: Arc<GatewayLimits>) -> Router {
-    let api = Api { hub, limits };
-    let routes = Router::new()
-        .route(
-            "/devices",
-            get(devices::list).post(bulk::apply).fallback(wrong_method),
-        )
-        .route(
-            "/devices/{device}",
-            put(devices::put)
-                .get(devices::get)
-                .delete(devices::delete)
-                .fallback(wrong_method),
-        )
-        .route(
-            "/devices/{device}/modules",
-            get(devices::modules).fallback(wrong_method),
-        )
-        .route(
-            "/devices/{device}/modules/{module}",
-            get(devices::module).fallback(wrong_method),
-        )
-        .route(
-            "/statistics/devices",
-            get(devices::device_statistics).fallback(wrong_method),
-        )
-        .route(
-            "/statistics/service",
-            get(devices::service_statistics).fallback(wrong_method),
-        )
-        .fallback(no_such_path)
-        .with_state(api.clone());
-    // Outside of the routes, because routing looks at the path.
-    Router::new()
-        .fallback_service(tower::Layer::layer(
-            &MapRequestLayer::new(normalise),
-            routes,
-        ))
-        .layer(axum::middleware::map_response_with_state(
-            api,
-            refusal::write,
-        ))
+/// The routes of a hub. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Routes {
+    api: Api,
+    router: Router,
+}
+
+impl Routes {
+    pub(crate) fn new(hub: Hub, limits: Arc<GatewayLimits>) -> Self {
+        let api = Api { hub, limits };
+        let router = Router::new()
+            .route(
+                "/devices",
+                get(devices::list).post(bulk::apply).fallback(wrong_method),
+            )
+            .route(
+                "/devices/{device}",
+                put(devices::put)
+                    .get(devices::get)
+                    .delete(devices::delete)
+                    .fallback(wrong_method),
+            )
+            .route(
+                "/devices/{device}/modules",
+                get(devices::modules).fallback(wrong_method),
+            )
+            .route(
+                "/devices/{device}/modules/{module}",
+                get(devices::module).fallback(wrong_method),
+            )
+            .route(
+                "/statistics/devices",
+                get(devices::device_statistics).fallback(wrong_method),
+            )
+            .route(
+                "/statistics/service",
+                get(devices::service_statistics).fallback(wrong_method),
+            )
+            .fallback(no_such_path)
+            .with_state(api.clone());
+        Self { api, router }
+    }
+
+    /// Answers a request; refusals are answers as well.
+    pub(crate) async fn answer(self, request: Request) -> Response {
+        let answered = self.router.oneshot(normalise(request)).await;
+        refusal::write(&self.api, answered.into_response())
+    }
+
+    /// The answer to a request that never reaches a route.
+    pub(crate) fn refuse(&self, refused: Refusal) -> Response {
+        refusal::write(&self.api, refused.into_response())
+    }
 }
 
 async fn no_such_path() -> Refusal {

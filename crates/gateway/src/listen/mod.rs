@@ -3,6 +3,8 @@
 pub mod limits;
 pub mod tls;
 pub(crate) mod upgrade;
+#[cfg(test)]
+mod tests;
 mod websocket;
 
 use std::fmt;
@@ -12,7 +14,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use fieldpost_hub::clock::Timer;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -25,6 +26,7 @@ use tracing::{Instrument, debug, debug_span, warn};
 use crate::clock::within;
 use crate::context::{ConnectionContext, Shared, Transport};
 use crate::figures::{OpenConnection, count_refused};
+use crate::http::Routes;
 use crate::http::connection::{self, Ended};
 use crate::quiet::RepeatLimit;
 use crate::session;
@@ -97,7 +99,7 @@ struct Service {
     kind: ListenerKind,
     shared: Shared,
     tls: Arc<TlsSettings>,
-    router: Router,
+    routes: Routes,
 }
 
 impl Acceptor {
@@ -106,7 +108,7 @@ impl Acceptor {
         shared: Shared,
         admissions: Arc<Admissions>,
         tls: Arc<TlsSettings>,
-        router: Router,
+        routes: Routes,
     ) -> io::Result<Self> {
         listener.socket.set_nonblocking(true)?;
         let socket = TcpListener::from_std(listener.socket)?;
@@ -115,7 +117,7 @@ impl Acceptor {
             kind: listener.kind,
             shared,
             tls,
-            router,
+            routes,
         };
         Ok(Self {
             socket,
@@ -201,7 +203,13 @@ impl Acceptor {
             .shared
             .connection(peer, local, over, admission);
         let kind = self.service.kind;
-        let span = debug_span!("connection", conn_id = context.conn_id, listener = %kind, %peer);
+        let span = debug_span!(
+            "connection",
+            conn_id = context.conn_id,
+            listener = %kind,
+            %peer,
+            device_id = tracing::field::Empty,
+        );
         let service = self.service.clone();
         // A task of its own type per kind: an MQTT connection does not pay for HTTP's state.
         match kind {
@@ -246,7 +254,7 @@ impl Service {
     {
         let open = OpenConnection::count("http", context.over.as_str());
         // Boxed, so that a WebSocket connection lets go of HTTP's state.
-        let ended = Box::pin(connection::serve(stream, &mut context, self.router)).await;
+        let ended = Box::pin(connection::serve(stream, &mut context, self.routes)).await;
         drop(open);
         let Ended::Upgraded {
             stream,

@@ -406,7 +406,7 @@ mod tests {
 
     fn pair() -> (WebSocketBytes<DuplexStream>, DuplexStream, Arc<ManualClock>) {
         let (near, far) = duplex(1 << 20);
-        let clock = Arc::new(ManualClock::default());
+        let clock = Arc::new(ManualClock::new(fieldpost_model::Timestamp::UNIX_EPOCH));
         let timer = Arc::clone(&clock) as Arc<dyn Timer>;
         (WebSocketBytes::new(near, Bytes::new(), timer), far, clock)
     }

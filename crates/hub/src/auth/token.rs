@@ -194,14 +194,25 @@ mod tests {
                 format!("SharedAccessSignature sig={sig}&se={se}&sr={sr}"),
                 format!(
                     "SharedAccessSignature se={se}&sr={sr}&sig={}",
-                    sig.replace("%2B", "%2b").replace("%3D", "=").replace("%2F", "/")
+                    sig.replace("%2B", "%2b")
+                        .replace("%3D", "=")
+                        .replace("%2F", "/")
                 ),
-                format!("SharedAccessSignature sr={sr}&se={se}&sig={}", sig.replace("%2B", "+")),
+                format!(
+                    "SharedAccessSignature sr={sr}&se={se}&sig={}",
+                    sig.replace("%2B", "+")
+                ),
             ] {
                 let token = parse_sas(&text).unwrap();
-                assert!(token.is_signed_by_decoded(&Secret::new(DEVICE_KEY)), "{text}");
+                assert!(
+                    token.is_signed_by_decoded(&Secret::new(DEVICE_KEY)),
+                    "{text}"
+                );
                 assert!(!token.is_signed_by_text(&Secret::new(DEVICE_KEY)), "{text}");
-                assert!(!token.is_signed_by_decoded(&Secret::new(POLICY_KEY)), "{text}");
+                assert!(
+                    !token.is_signed_by_decoded(&Secret::new(POLICY_KEY)),
+                    "{text}"
+                );
                 assert_eq!(token.resource, sr);
                 assert_eq!(token.policy, None);
                 assert_eq!(token.expires.as_millis(), se.parse::<i64>().unwrap() * 1000);
@@ -304,12 +315,17 @@ mod tests {
 
     #[test]
     fn a_token_ends_five_minutes_after_its_expiry() {
-        let text = "SharedAccessSignature sr=a&se=1000&sig=tIRym659uFU9YW9yz11AYpYBjLkVJdlngPDJueD7scI%3D";
+        let text =
+            "SharedAccessSignature sr=a&se=1000&sig=tIRym659uFU9YW9yz11AYpYBjLkVJdlngPDJueD7scI%3D";
         let token = parse_sas(text).unwrap();
         assert!(!token.is_expired(Timestamp::from_millis(1_300_000)));
         assert!(token.is_expired(Timestamp::from_millis(1_300_001)));
         let text = text.replace("1000", "99999999999999999999999");
-        assert!(!parse_sas(&text).unwrap().is_expired(Timestamp::from_millis(i64::MAX)));
+        assert!(
+            !parse_sas(&text)
+                .unwrap()
+                .is_expired(Timestamp::from_millis(i64::MAX))
+        );
     }
 
     proptest! {

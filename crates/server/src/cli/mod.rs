@@ -7,14 +7,17 @@ mod hub;
 mod output;
 mod verify;
 
+pub(crate) use output::print;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use crate::admin::{AdminClient, NoStore};
 use crate::assembly;
-use crate::config::{Config, Settings, Sources};
+use crate::config::{Config, LogConfig, Settings, Sources};
 
 /// A self-hosted hub for devices that speak to Azure IoT Hub.
 #[derive(Debug, Parser)]
@@ -196,6 +199,30 @@ fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     crate::logging::start(&config.log)?;
     runtime()?.block_on(assembly::serve(config, settings))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Reaches the hub of a place, does something with it, and lets go of it again.
+fn with_hub<T>(
+    place: &PlaceArgs,
+    no_store: NoStore,
+    action: impl AsyncFnOnce(&AdminClient) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let (config, _) = place.load()?;
+    crate::logging::start(&LogConfig {
+        json: false,
+        level: "warn".to_owned(),
+    })?;
+    runtime()?.block_on(async {
+        let client = AdminClient::open(&config, no_store).await?;
+        let done = action(&client).await;
+        client.close().await;
+        done
+    })
+}
+
+/// A text as a path segment or a value in a query.
+fn encoded(text: &str) -> String {
+    percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
 }
 
 fn completions(shell: Shell) -> anyhow::Result<ExitCode> {

@@ -8,7 +8,7 @@
 //! Certificates follow the system's time even in test mode: the clients that check them do.
 
 mod authority;
-// mod refresh;
+mod refresh;
 
 use std::io;
 use std::net::IpAddr;
@@ -19,7 +19,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::config::{Config, OwnCertificate};
-// pub(crate) use refresh::Refresher;
+pub(crate) use refresh::Refresher;
 
 /// Where the certificate comes from.
 #[derive(Clone, Debug)]
@@ -86,6 +86,15 @@ impl Trust {
             Self::Own(own) => own.ca_certificate.clone(),
         }
     }
+}
+
+/// Checks a certificate of the operator's own without showing it.
+pub(crate) fn check(config: &Config) -> anyhow::Result<()> {
+    if let Some(own) = &config.certificate {
+        let presented = read_pair(&own.certificate, &own.private_key)?;
+        fieldpost_gateway::TlsIdentity::new(presented.chain, presented.key)?;
+    }
+    Ok(())
 }
 
 /// The names that every hub has, besides the configured ones.

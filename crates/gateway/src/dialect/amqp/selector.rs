@@ -63,12 +63,12 @@ pub(crate) fn parse(text: &str) -> Result<StartPosition, SelectorError> {
     let number = u64::try_from(number).map_err(|_| refused)?;
     Ok(if property == OFFSET {
         StartPosition::Offset {
-            offset: number,
+            number,
             inclusive,
         }
     } else {
         StartPosition::Sequence {
-            sequence: number,
+            number,
             inclusive,
         }
     })
@@ -103,13 +103,8 @@ mod tests {
         let check = |text: &str, expected: Result<StartPosition, SelectorError>| {
             assert_eq!(parse(text), expected, "{text}");
         };
-        let offset = |offset, inclusive| Ok(StartPosition::Offset { offset, inclusive });
-        let sequence = |sequence, inclusive| {
-            Ok(StartPosition::Sequence {
-                sequence,
-                inclusive,
-            })
-        };
+        let offset = |number, inclusive| Ok(StartPosition::Offset { number, inclusive });
+        let sequence = |number, inclusive| Ok(StartPosition::Sequence { number, inclusive });
         let enqueued =
             |millis| Ok(StartPosition::EnqueuedAfter(Timestamp::from_millis(millis)));
         let earliest = Ok(StartPosition::Earliest);
@@ -176,7 +171,7 @@ mod tests {
         #[test]
         fn an_offset_that_was_handed_out_is_a_start_position(offset: u64) {
             let text = format!("amqp.annotation.x-opt-offset > '{offset}'");
-            let expected = StartPosition::Offset { offset, inclusive: false };
+            let expected = StartPosition::Offset { number: offset, inclusive: false };
             prop_assert_eq!(parse(&text), Ok(expected));
         }
     }

@@ -1,0 +1,186 @@
+//! Routes of single devices, lists and statistics.
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::header::{self, HeaderValue};
+use axum::http::{Response, StatusCode};
+use fieldpost_hub::identity::{Device, Precondition};
+use fieldpost_hub::policies::Rights;
+use fieldpost_model::Identity;
+use fieldpost_model::limits::REGISTRY_LIST_MAX;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::Api;
+use super::call::Call;
+use super::document::{InvalidDocument, device_at_path, device_document};
+use super::refusal::{Refusal, set_json};
+
+/// `PUT /devices/{id}`: creates without `If-Match`, updates with one.
+pub(crate) async fn put(
+    State(api): State<Api>,
+    request: Request,
+) -> Result<Response<Body>, Refusal> {
+    let call = Call::open(&api, request, Rights::REGISTRY_WRITE).await?;
+    let id = call.device_id()?;
+    let condition = call.if_match()?;
+    let document: Value = call.json(&api).await?;
+    let spec = device_at_path(&id, document)?;
+    let registry = api.hub.registry();
+    let device = match condition {
+        None => registry.create(spec).await,
+        Some(condition) => registry.update(spec, condition).await,
+    };
+    let device = device.map_err(|error| Refusal::of_registry(error, &id))?;
+    Ok(one_device(&api, &device).await)
+}
+
+/// `GET /devices/{id}`.
+pub(crate) async fn get(
+    State(api): State<Api>,
+    request: Request,
+) -> Result<Response<Body>, Refusal> {
+    let call = Call::open(&api, request, Rights::REGISTRY_READ).await?;
+    let id = call.device_id()?;
+    match api.hub.registry().get(&id).await? {
+        None => Err(Refusal::DeviceNotFound(id)),
+        Some(device) => Ok(one_device(&api, &device).await),
+    }
+}
+
+/// `DELETE /devices/{id}`.
+pub(crate) async fn delete(
+    State(api): State<Api>,
+    request: Request,
+) -> Result<Response<Body>, Refusal> {
+    let call = Call::open(&api, request, Rights::REGISTRY_WRITE).await?;
+    let id = call.device_id()?;
+    let condition = call.if_match()?.unwrap_or(Precondition::Any);
+    api.hub
+        .registry()
+        .delete(&id, condition)
+        .await
+        .map_err(|error| Refusal::of_registry(error, &id))?;
+    let mut response = Response::new(Body::empty());
+    // Python's service SDK takes 200 for a failure.
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    Ok(response)
+}
+
+/// `GET /devices?top=n`.
+pub(crate) async fn list(
+    State(api): State<Api>,
+    request: Request,
+) -> Result<Response<Body>, Refusal> {
+    let call = Call::open(&api, request, Rights::REGISTRY_READ).await?;
+    let top = call
+        .parameter("top")
+        .and_then(|top| top.parse().ok())
+        .filter(|top| (1..=REGISTRY_LIST_MAX).contains(top))
+        .unwrap_or(REGISTRY_LIST_MAX);
+    let devices = api
+        .hub
+        .registry()
+        .list(None, top)
+        .await
+        .map_err(Refusal::of_listing)?
+        .devices;
+    let identities: Vec<_> = devices
+        .iter()
+        .map(|device| Identity::of_device(device.device_id.clone()))
+        .collect();
+    let states = api.hub.presence().states(&identities).await;
+    let documents: Vec<_> = devices
+        .iter()
+        .zip(&states)
+        .map(|(device, state)| device_document(device, state))
+        .collect();
+    Ok(json(&documents))
+}
+
+/// `GET /devices/{id}/modules`: an array in any case, Python's service SDK takes nothing else.
+pub(crate) async fn modules(
+    State(api): State<Api>,
+    request: Request,
+) -> Result<Response<Body>, Refusal> {
+    let call = Call::open(&api, request, Rights::REGISTRY_READ).await?;
+    let id = call.device_id()?;
+    match api.hub.registry().get(&id).await? {
+        None => Err(Refusal::DeviceNotFound(id)),
+        // Module identities cannot be registered, so no device has one.
+        Some(_) => Ok(json(&[(); 0])),
+    }
+}
+
+/// `GET /devices/{id}/modules/{module}`.
+pub(crate) async fn module(
+    State(api): State<Api>,
+    request: Request,
+) -> Result<Response<Body>, Refusal> {
+    let call = Call::open(&api, request, Rights::REGISTRY_READ).await?;
+    call.device_id()?;
+    call.module_id()?;
+    Err(Refusal::ModuleNotFound)
+}
+
+/// `GET /statistics/devices`.
+pub(crate) async fn device_statistics(
+    State(api): State<Api>,
+    request: Request,
+) -> Result<Response<Body>, Refusal> {
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Statistics {
+        total_device_count: u64,
+        enabled_device_count: u64,
+        disabled_device_count: u64,
+    }
+    Call::open(&api, request, Rights::REGISTRY_READ).await?;
+    let statistics = api.hub.registry().statistics();
+    Ok(json(&Statistics {
+        total_device_count: statistics.total,
+        enabled_device_count: statistics.enabled,
+        disabled_device_count: statistics.disabled,
+    }))
+}
+
+/// `GET /statistics/service`.
+pub(crate) async fn service_statistics(
+    State(api): State<Api>,
+    request: Request,
+) -> Result<Response<Body>, Refusal> {
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Statistics {
+        connected_device_count: u64,
+    }
+    Call::open(&api, request, Rights::REGISTRY_READ).await?;
+    Ok(json(&Statistics {
+        connected_device_count: api.hub.presence().connected_devices(),
+    }))
+}
+
+async fn one_device(api: &Api, device: &Device) -> Response<Body> {
+    let identity = Identity::of_device(device.device_id.clone());
+    let state = api.hub.presence().state(&identity).await;
+    let mut response = json(&device_document(device, &state));
+    if let Ok(etag) = HeaderValue::from_str(&format!("\"{}\"", device.etag())) {
+        response.headers_mut().insert(header::ETAG, etag);
+    }
+    response
+}
+
+pub(crate) fn json(value: &impl Serialize) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    set_json(&mut response, value);
+    response
+}
+
+impl From<InvalidDocument> for Refusal {
+    fn from(invalid: InvalidDocument) -> Self {
+        match invalid {
+            InvalidDocument::Shape(text) => Self::Format(text.into()),
+            InvalidDocument::Member { .. } => Self::argument(invalid.to_string()),
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! Attaching and detaching.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fieldpost_amqp::performative::{Attach, DeliveryState, Role, SndSettleMode};
+use fieldpost_amqp::{Error, LinkId, LinkReply, Message};
+use fieldpost_hub::events::{OpenReceiver, ReceiverRefused};
+use fieldpost_hub::policies::Rights;
+use futures_util::FutureExt;
+
+use super::reader::{FetchFailed, Opening, Reader};
+use super::requests::{self, Answers, REQUEST_CREDIT, Service};
+use super::{Node, Session, queue_turn};
+use crate::dialect::amqp::address::{Address, PartitionAddress};
+use crate::dialect::amqp::error;
+use crate::dialect::amqp::receiver::ReceiverRequest;
+use crate::quiet::RepeatLimit;
+
+/// How long a refusal is kept back that a client answers by trying again at once. The Python Event
+/// Hubs client does so for ever, and tells its user nothing.
+const REFUSAL_DELAY: Duration = Duration::from_secs(1);
+
+static REFUSED_LINKS: RepeatLimit = RepeatLimit::new();
+
+/// A link that will be refused.
+pub(super) struct Refusal {
+    pub(super) due: Duration,
+    pub(super) link: LinkId,
+    error: Error,
+}
+
+/// Why a link is not opened.
+struct NotOpened {
+    error: Error,
+    /// The word under which it is counted.
+    reason: &'static str,
+    /// The client knows at once what to do.
+    at_once: bool,
+}
+
+impl NotOpened {
+    fn new(reason: &'static str, error: Error) -> Self {
+        Self {
+            error,
+            reason,
+            at_once: false,
+        }
+    }
+}
+
+impl Session {
+    pub(super) fn on_attach(&mut self, link: LinkId, attach: &Arc<Attach>, now: Duration) {
+        let address = match attach.role {
+            Role::Sender => attach.target.as_ref().and_then(|end| end.address.as_deref()),
+            Role::Receiver => attach.source.as_ref().and_then(|end| end.address.as_deref()),
+        };
+        let opened = match (attach.role, Address::parse(address.unwrap_or_default())) {
+            (role, Address::Cbs) => self.open_service(link, role, attach, Service::Cbs),
+            (role, Address::Management) => {
+                self.open_service(link, role, attach, Service::Management)
+            }
+            (Role::Receiver, Address::Partition(partition)) => {
+                self.open_reader(link, attach, &partition)
+            }
+            _ if address.is_none() => Err(NotOpened::new("address", error::address_missing())),
+            // Who has proved nothing is told nothing of what there is.
+            _ if self.grants.last_expiry().is_none() => {
+                Err(NotOpened::new("unauthorized", error::unauthorized()))
+            }
+            (Role::Sender, Address::Entity { entity })
+                if self.context.hub.events().is_entity(&entity) =>
+            {
+                Err(NotOpened::new("sender", error::sending_not_allowed()))
+            }
+            _ => {
+                let error = error::address_not_found(address.unwrap_or_default());
+                Err(NotOpened::new("not-found", error))
+            }
+        };
+        if let Err(not_opened) = opened {
+            self.refuse(link, address.unwrap_or_default(), not_opened, now);
+        }
+    }
+
+    /// Opens one direction of a node that answers requests.
+    fn open_service(
+        &mut self,
+        link: LinkId,
+        role: Role,
+        attach: &Attach,
+        service: Service,
+    ) -> Result<(), NotOpened> {
+        let (node, reply) = match role {
+            Role::Sender => (Node::Requests(service), LinkReply::default()),
+            Role::Receiver => {
+                let address = attach.target.as_ref().and_then(|end| end.address.clone());
+                let reply = LinkReply {
+                    // Not every client settles answers that it gets unsettled.
+                    snd_settle_mode: Some(SndSettleMode::Settled),
+                    ..LinkReply::default()
+                };
+                (Node::Answers(Answers::new(service, address)), reply)
+            }
+        };
+        // A link that is gone again needs no node.
+        if self.engine.accept_link(link, reply).is_ok() {
+            self.nodes.insert(link, node);
+            if role == Role::Sender {
+                let _ = self.engine.set_auto_credit(link, REQUEST_CREDIT);
+            }
+        }
+        Ok(())
+    }
+
+    fn open_reader(
+        &mut self,
+        link: LinkId,
+        attach: &Attach,
+        address: &PartitionAddress<'_>,
+    ) -> Result<(), NotOpened> {
+        let hub = &self.context.hub;
+        let wall = self.context.timer().now();
+        let path = format!(
+            "{}/ConsumerGroups/{}/Partitions/{}",
+            address.entity, address.group, address.partition
+        );
+        let rights = Rights::SERVICE_CONNECT;
+        let allowed_until = self
+            .grants
+            .allowed_until(rights, hub.name(), &path, wall)
+            .ok_or_else(|| NotOpened::new("unauthorized", error::unauthorized()))?;
+        let not_found = || NotOpened::new("not-found", error::address_not_found(&path));
+        if !hub.events().is_entity(&address.entity) {
+            return Err(not_found());
+        }
+        let partition = hub
+            .events()
+            .partition(&address.partition)
+            .ok_or_else(not_found)?;
+        let request = ReceiverRequest::of(attach)
+            .map_err(|invalid| NotOpened::new("argument", error::invalid_receiver(invalid)))?;
+        let receiver = hub
+            .events()
+            .open_receiver(OpenReceiver {
+                group: address.group.clone().into_owned(),
+                partition,
+                owner_level: request.owner_level,
+                receiver_name: request.receiver_name.clone(),
+                bell: Arc::clone(&self.bell),
+            })
+            .map_err(|refused| {
+                let name = request.receiver_name.as_deref();
+                NotOpened {
+                    error: error::receiver_refused(&refused, address, name),
+                    reason: refusal_word(&refused),
+                    // Clients give a partition up by themselves that somebody else owns.
+                    at_once: matches!(
+                        refused,
+                        ReceiverRefused::HigherOwnerLevel { .. }
+                            | ReceiverRefused::ExclusiveHolder { .. }
+                    ),
+                }
+            })?;
+        let start = receiver.resolve_start(request.start);
+        let (mut reader, fetch) = Reader::open(Opening {
+            receiver,
+            path,
+            name: request.receiver_name,
+            runtime_metric: request.runtime_metric,
+            allowed_until,
+            start,
+        })
+        .map_err(|error| NotOpened::new("start", error::start_refused(&error)))?;
+        let reply = LinkReply {
+            snd_settle_mode: Some(SndSettleMode::Settled),
+            ..LinkReply::default()
+        };
+        if self.engine.accept_link(link, reply).is_err() {
+            // The client has gone again.
+            return Ok(());
+        }
+        if let Some(fetch) = fetch {
+            self.fetches.push(fetch.map(move |found| (link, found)).boxed());
+        }
+        queue_turn(&mut self.turns, link, &mut reader);
+        self.nodes.insert(link, Node::Reader(Box::new(reader)));
+        self.watch_expiry(allowed_until, self.context.monotonic());
+        Ok(())
+    }
+
+    pub(super) fn on_credit(&mut self, link: LinkId) {
+        match self.nodes.get_mut(&link) {
+            Some(Node::Reader(reader)) => queue_turn(&mut self.turns, link, reader),
+            Some(Node::Answers(answers)) => {
+                answers.flush(link, &mut self.engine);
+            }
+            Some(Node::Requests(_)) | None => {}
+        }
+    }
+
+    pub(super) fn on_message(&mut self, message: &Message, now: Duration) {
+        let Some(Node::Requests(service)) = self.nodes.get(&message.link) else {
+            return;
+        };
+        let service = *service;
+        let request = fieldpost_amqp::message::Message::parse(&message.payload);
+        if !message.settled {
+            let outcome = match &request {
+                Ok(_) => DeliveryState::Accepted,
+                Err(error) => DeliveryState::rejected(error::undecodable(error)),
+            };
+            let id = message.delivery_id;
+            // A link that is gone again settles nothing.
+            let _ = self.engine.settle_incoming(message.link, id..=id, outcome);
+        }
+        let Ok(request) = request else { return };
+        let wall = self.context.timer().now();
+        let hub = &self.context.hub;
+        let answered = match service {
+            Service::Cbs => requests::put_token(hub, &mut self.grants, &request, wall),
+            Service::Management => requests::answer_question(hub, &self.grants, &request, wall),
+        };
+        if answered.granted {
+            self.granted(now);
+        }
+        let reply_to = answered.reply_to.as_deref();
+        let Some(link) = requests::answer_link(&self.nodes, message.link, service, reply_to) else {
+            return;
+        };
+        let Some(Node::Answers(answers)) = self.nodes.get_mut(&link) else {
+            return;
+        };
+        if answers.push(answered.answer) {
+            answers.flush(link, &mut self.engine);
+        } else {
+            self.detach(link, error::answers_not_taken());
+        }
+    }
+
+    /// Detaches a link and forgets what stood behind it.
+    pub(super) fn detach(&mut self, link: LinkId, error: Error) {
+        tracing::debug!(conn_id = self.context.conn_id, %error, "link detached");
+        self.nodes.remove(&link);
+        // A link that is gone already needs no detach.
+        let _ = self.engine.detach(link, Some(error));
+    }
+
+    pub(super) fn on_fetch_failed(&mut self, link: LinkId, failed: &FetchFailed) {
+        if let Some(left_out) = REFUSED_LINKS.pass(self.context.monotonic()) {
+            tracing::warn!(
+                conn_id = self.context.conn_id,
+                error = %failed,
+                left_out,
+                "a reader was detached: its events could not be read"
+            );
+        }
+        self.detach(link, failed.to_amqp());
+    }
+
+    fn refuse(&mut self, link: LinkId, address: &str, not_opened: NotOpened, now: Duration) {
+        let NotOpened {
+            error,
+            reason,
+            at_once,
+        } = not_opened;
+        metrics::counter!("fieldpost_links_refused_total", "reason" => reason).increment(1);
+        if let Some(left_out) = REFUSED_LINKS.pass(now) {
+            let address: String = address.chars().take(256).collect();
+            tracing::info!(
+                conn_id = self.context.conn_id,
+                peer = %self.context.peer,
+                address,
+                %error,
+                left_out,
+                "refused a link"
+            );
+        }
+        if at_once {
+            let _ = self.engine.refuse_link(link, error);
+            return;
+        }
+        self.refusals.push(Refusal {
+            due: now.saturating_add(REFUSAL_DELAY),
+            link,
+            error,
+        });
+    }
+
+    /// Refuses the links whose time has come.
+    pub(super) fn refuse_due(&mut self, now: Duration) {
+        let engine = &mut self.engine;
+        self.refusals.retain(|refusal| {
+            let keep = refusal.due > now;
+            if !keep {
+                // The client may have given up in the meantime.
+                let _ = engine.refuse_link(refusal.link, refusal.error.clone());
+            }
+            keep
+        });
+    }
+}
+
+fn refusal_word(refused: &ReceiverRefused) -> &'static str {
+    match refused {
+        ReceiverRefused::UnknownGroup | ReceiverRefused::UnknownPartition { .. } => "not-found",
+        ReceiverRefused::HigherOwnerLevel { .. } | ReceiverRefused::ExclusiveHolder { .. } => {
+            "stolen"
+        }
+        ReceiverRefused::TooManyReaders { .. } => "readers",
+    }
+}

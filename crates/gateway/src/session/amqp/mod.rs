@@ -1,0 +1,615 @@
+//! AMQP connections of back ends: tokens, questions about the endpoint, and readers of partitions.
+//!
+//! One task per connection drives the protocol engine and calls the hub. It sleeps on the socket,
+//! on one bell that the log rings for all partitions read here, on fetches from the log, and on the
+//! clock. Nothing is pushed to it, and what a peer does not read is bounded: no more than
+//! [`OUTPUT_BYTES_MAX`] and one turn of one reader wait to be written, and no input is taken while
+//! twice as much does.
+
+mod grants;
+mod links;
+mod reader;
+mod requests;
+
+use std::collections::{HashMap, VecDeque};
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::{Arc, LazyLock};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use fieldpost_amqp::sasl::{Plain, SaslCode, SaslInit, mechanism};
+use fieldpost_amqp::{Config, Connection, Error, Event, Fatal, LinkId};
+use fieldpost_hub::auth::{AuthError, PlainLogin};
+use fieldpost_hub::policies::Rights;
+use fieldpost_model::Timestamp;
+use fieldpost_store::log::TailWatch;
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+
+use self::grants::Grants;
+use self::links::Refusal;
+use self::reader::{Fetched, Reader, Turn};
+use self::requests::{Answers, Service};
+use crate::clock::{Alarm, within};
+use crate::context::ConnectionContext;
+use crate::dialect::amqp::error;
+use crate::figures::{OpenConnection, count_refused};
+use crate::io::{Input, poll_read_scratch, poll_write_all};
+
+/// Bytes of output from which on no reader gets a turn.
+const OUTPUT_BYTES_MAX: usize = 128 * 1024;
+
+/// Fetches from the log that one connection has under way. Readers beyond it wait.
+const FETCHES_MAX: usize = 32;
+
+/// Rounds of a poll after which other tasks get their chance.
+const ROUNDS_MAX: usize = 32;
+
+/// How often, at the latest, the wall clock is compared with the expiry of grants: it may be set,
+/// which no timer notices.
+const EXPIRY_CHECK_INTERVAL: Duration = Duration::from_secs(60);
+
+/// What the SASL layer offers. EXTERNAL is for connections with a client certificate.
+const MECHANISMS: &[&str] = &[mechanism::MSSBCBS, mechanism::ANONYMOUS, mechanism::PLAIN];
+
+static CONFIG: LazyLock<Arc<Config>> = LazyLock::new(Arc::default);
+
+/// Serves one AMQP connection until its end.
+///
+/// May be dropped at any await: readers are detached and grants forgotten with it.
+pub(crate) async fn serve<S>(mut stream: S, context: ConnectionContext)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let _open = OpenConnection::count("amqp", context.over.as_str());
+    let timer = Arc::clone(context.timer());
+    let linger = context.limits.linger;
+    let mut session = Session::new(context);
+    let end = poll_fn(|cx| session.poll(cx, &mut stream)).await;
+    if let Some(reason) = end.refusal() {
+        count_refused("amqp", reason);
+    }
+    let (conn_id, peer) = (session.context.conn_id, session.context.peer);
+    tracing::debug!(conn_id, %peer, %end, "AMQP connection over");
+    drop(session);
+    // Whether the peer sees the end of the stream or not, there is nothing more to say to it.
+    let _ = within(&timer, linger, stream.shutdown()).await;
+}
+
+/// Why a session is over.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    #[error("the peer closed the connection")]
+    Closed,
+    #[error("the peer is gone")]
+    PeerGone,
+    #[error("the socket failed: {0}")]
+    Socket(#[from] std::io::Error),
+    #[error("{0}")]
+    Fatal(Fatal),
+    #[error("closed by the hub: {0}")]
+    ByHub(&'static str),
+    #[error("too many bytes of incomplete frames")]
+    Incomplete,
+}
+
+impl End {
+    /// The word under which the end is counted, if it was the peer's doing.
+    fn refusal(&self) -> Option<&'static str> {
+        match self {
+            Self::Fatal(Fatal::IdleTimeOut) => Some("idle"),
+            Self::Fatal(Fatal::UnsupportedHeader(_)) => Some("header"),
+            Self::Fatal(_) => Some("protocol"),
+            Self::ByHub(reason @ ("authentication" | "login")) => Some(reason),
+            Self::Incomplete => Some("incomplete"),
+            _ => None,
+        }
+    }
+}
+
+/// What stands at the hub's end of a link.
+enum Node {
+    /// Takes requests.
+    Requests(Service),
+    /// Sends answers to requests.
+    Answers(Answers),
+    /// Sends the events of a partition.
+    Reader(Box<Reader>),
+}
+
+struct Session {
+    context: ConnectionContext,
+    engine: Connection,
+    /// Read, and not yet taken by the engine.
+    leftover: BytesMut,
+    grants: Grants,
+    nodes: HashMap<LinkId, Node>,
+    /// Rung by the log for every partition read here, and by the hub when a reader is thrown out.
+    bell: Arc<TailWatch>,
+    /// Readers that want a turn, in order.
+    turns: VecDeque<LinkId>,
+    fetches: FuturesUnordered<BoxFuture<'static, (LinkId, Fetched)>>,
+    /// Readers that wait until there are fewer fetches.
+    fetch_waiters: VecDeque<LinkId>,
+    refusals: Vec<Refusal>,
+    /// A login whose credentials are being checked.
+    login: Option<BoxFuture<'static, Result<PlainLogin, AuthError>>>,
+    draining: Pin<Box<dyn Future<Output = ()> + Send>>,
+    drained: bool,
+    alarm: Alarm,
+    /// When the connection is closed unless a valid grant has come; none while there is one.
+    authentication_due: Option<Duration>,
+    /// When grants are looked at again.
+    grants_due: Option<Duration>,
+    /// When the connection is given up that the hub closes, and why it closes it.
+    closing: Option<(Duration, &'static str)>,
+    /// The protocol error that ended the connection; what is left is to write the output.
+    fatal: Option<Fatal>,
+    closed_by_peer: bool,
+    /// In front of an event's sections; kept so that sending allocates nothing.
+    head: BytesMut,
+}
+
+impl Session {
+    fn new(context: ConnectionContext) -> Self {
+        let now = context.monotonic();
+        Self {
+            engine: Connection::server(Arc::clone(&CONFIG), MECHANISMS),
+            leftover: BytesMut::new(),
+            grants: Grants::default(),
+            nodes: HashMap::new(),
+            bell: Arc::default(),
+            turns: VecDeque::new(),
+            fetches: FuturesUnordered::new(),
+            fetch_waiters: VecDeque::new(),
+            refusals: Vec::new(),
+            login: None,
+            draining: Box::pin(context.draining()),
+            drained: false,
+            alarm: Alarm::new(Arc::clone(context.timer())),
+            authentication_due: Some(now.saturating_add(context.limits.amqp_authentication)),
+            grants_due: None,
+            closing: None,
+            fatal: None,
+            closed_by_peer: false,
+            head: BytesMut::new(),
+            context,
+        }
+    }
+
+    /// Runs the connection as far as it goes without waiting.
+    fn poll<S>(&mut self, cx: &mut Context<'_>, stream: &mut S) -> Poll<End>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        for _ in 0..ROUNDS_MAX {
+            let now = self.context.monotonic();
+            if let Some(end) = self.on_time(now) {
+                return Poll::Ready(end);
+            }
+            if !self.drained && self.draining.as_mut().poll(cx).is_ready() {
+                self.drained = true;
+                self.stop(now);
+            }
+            if self.context.incomplete.poll_evicted(cx).is_ready() {
+                return Poll::Ready(End::Incomplete);
+            }
+            self.poll_login(cx);
+            self.poll_bell(cx);
+            self.poll_fetches(cx);
+            let read = match self.poll_input(cx, stream, now) {
+                Ok(read) => read,
+                Err(end) => return Poll::Ready(end),
+            };
+            while let Some(event) = self.engine.next_event() {
+                self.on_event(event, now);
+            }
+            let sent = self.take_turns();
+            let written = match poll_write_all(stream, cx, self.engine.output()) {
+                Poll::Ready(Ok(())) => true,
+                Poll::Ready(Err(error)) => return Poll::Ready(End::Socket(error)),
+                Poll::Pending => false,
+            };
+            if written && (self.engine.is_closed() || self.fatal.is_some()) {
+                return Poll::Ready(self.finished());
+            }
+            if read || (written && sent) {
+                continue;
+            }
+            if self.engine.output_len() == 0 {
+                self.engine.release_memory();
+            }
+            if self.alarm.poll(cx, self.deadline()).is_pending() {
+                return Poll::Pending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn finished(&mut self) -> End {
+        match (self.fatal.take(), self.closing) {
+            (Some(fatal), _) => End::Fatal(fatal),
+            (None, Some((_, reason))) => End::ByHub(reason),
+            (None, None) if self.closed_by_peer => End::Closed,
+            (None, None) => End::ByHub("login"),
+        }
+    }
+
+    // Time.
+
+    fn deadline(&self) -> Option<Duration> {
+        let refusal = self.refusals.iter().map(|refusal| refusal.due).min();
+        let closing = self.closing.map(|(due, _)| due);
+        [
+            self.engine.deadline(),
+            self.authentication_due,
+            self.grants_due,
+            refusal,
+            closing,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Does what the time demands; `Some` when the session is over.
+    fn on_time(&mut self, now: Duration) -> Option<End> {
+        if let Some((_, reason)) = self.closing.filter(|(due, _)| *due <= now) {
+            return Some(End::ByHub(reason));
+        }
+        if let Err(fatal) = self.engine.tick(now) {
+            // A peer that was silent for so long is not waited for: its socket may be dead.
+            return Some(End::Fatal(fatal));
+        }
+        if self.authentication_due.is_some_and(|due| due <= now) {
+            self.authentication_due = None;
+            self.close(error::not_authenticated_in_time(), "authentication", now);
+        }
+        if self.grants_due.is_some_and(|due| due <= now) {
+            self.check_grants(now);
+        }
+        self.refuse_due(now);
+        None
+    }
+
+    /// Closes the connection and gives the peer a moment to confirm.
+    fn close(&mut self, error: Error, reason: &'static str, now: Duration) {
+        if self.closing.is_some() {
+            return;
+        }
+        self.nodes.clear();
+        self.turns.clear();
+        self.refusals.clear();
+        self.engine.close(Some(error));
+        let due = now.saturating_add(self.context.limits.linger);
+        self.closing = Some((due, reason));
+    }
+
+    /// Ends everything in good order: the hub is being stopped.
+    fn stop(&mut self, now: Duration) {
+        for (link, _) in self.nodes.drain() {
+            // A link that is gone already needs no detach.
+            let _ = self.engine.detach(link, Some(error::detach_forced()));
+        }
+        self.close(error::connection_forced(), "drain", now);
+    }
+
+    // Grants.
+
+    /// Somebody has proved who he is.
+    fn granted(&mut self, now: Duration) {
+        self.context.authenticated();
+        self.engine.set_authenticated(true);
+        self.authentication_due = None;
+        if let Some(expiry) = self.grants.last_expiry() {
+            self.watch_expiry(expiry, now);
+        }
+    }
+
+    /// Looks at the grants again when `expiry` has come.
+    fn watch_expiry(&mut self, expiry: Timestamp, now: Duration) {
+        let due = now.saturating_add(until(expiry, self.context.timer().now()));
+        self.grants_due = Some(self.grants_due.map_or(due, |earlier| earlier.min(due)));
+    }
+
+    /// Throws out readers whose rights have expired, and a connection whose login has.
+    fn check_grants(&mut self, now: Duration) {
+        let wall = self.context.timer().now();
+        if self.grants.login_expires().is_some_and(|expires| expires <= wall) {
+            self.close(error::connection_expired(), "login expiry", now);
+            return;
+        }
+        let Some(last_expiry) = self.grants.last_expiry() else {
+            return;
+        };
+        let mut next = last_expiry;
+        let mut expired = Vec::new();
+        for (link, node) in &mut self.nodes {
+            let Node::Reader(reader) = node else { continue };
+            if reader.allowed_until <= wall {
+                let host = self.context.hub.name();
+                let rights = Rights::SERVICE_CONNECT;
+                match self.grants.allowed_until(rights, host, reader.path(), wall) {
+                    Some(until) => reader.allowed_until = until,
+                    None => {
+                        expired.push(*link);
+                        continue;
+                    }
+                }
+            }
+            next = next.min(reader.allowed_until);
+        }
+        for link in expired {
+            self.detach(link, error::grant_expired());
+        }
+        if last_expiry <= wall {
+            // Nothing that was proved holds any longer.
+            self.grants_due = None;
+            let due = now.saturating_add(self.context.limits.amqp_authentication);
+            self.authentication_due = Some(due);
+            return;
+        }
+        self.grants_due = Some(now.saturating_add(until(next, wall)));
+    }
+
+    // The peer's bytes.
+
+    /// Feeds the engine; true when there may be more to feed.
+    fn poll_input<S>(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut S,
+        now: Duration,
+    ) -> Result<bool, End>
+    where
+        S: AsyncRead + Unpin,
+    {
+        if self.fatal.is_some() {
+            return Ok(false);
+        }
+        let before = self.engine.incomplete_bytes();
+        let taken = if self.leftover.is_empty() {
+            if !self.engine.wants_input() {
+                return Ok(false);
+            }
+            let (engine, leftover) = (&mut self.engine, &mut self.leftover);
+            let read = poll_read_scratch(stream, cx, |bytes| {
+                let taken = engine.feed(bytes, now);
+                if let Ok(count) = taken {
+                    leftover.extend_from_slice(bytes.get(count..).unwrap_or_default());
+                }
+                taken
+            });
+            match read {
+                Poll::Pending => return Ok(false),
+                Poll::Ready(Err(error)) => return Err(End::Socket(error)),
+                Poll::Ready(Ok(Input::End)) => return Err(End::PeerGone),
+                Poll::Ready(Ok(Input::Bytes(taken))) => taken,
+            }
+        } else {
+            let taken = self.engine.feed(&self.leftover, now);
+            match taken {
+                Ok(0) => return Ok(false),
+                Ok(count) if count >= self.leftover.len() => self.leftover = BytesMut::new(),
+                Ok(count) => self.leftover.advance(count),
+                Err(_) => {}
+            }
+            taken
+        };
+        match taken {
+            Ok(count) => {
+                let incomplete = self.engine.incomplete_bytes();
+                let fresh = incomplete < before.saturating_add(count);
+                let held = incomplete + self.leftover.len();
+                self.context.incomplete.hold(held, fresh, now);
+                let unauthenticated = self.grants.last_expiry().is_none();
+                if unauthenticated && incomplete > self.context.limits.unauthenticated_bytes_max {
+                    return Err(End::Incomplete);
+                }
+            }
+            Err(fatal) => self.fatal = Some(fatal),
+        }
+        Ok(true)
+    }
+
+    fn on_event(&mut self, event: Event, now: Duration) {
+        match event {
+            Event::SaslInit(init) => self.on_sasl_init(&init),
+            Event::Opened(open) => tracing::debug!(
+                conn_id = self.context.conn_id,
+                peer = %self.context.peer,
+                hostname = open.hostname.as_deref().unwrap_or_default(),
+                "AMQP connection open"
+            ),
+            Event::SessionEnded { session, .. } => {
+                self.nodes.retain(|link, _| link.session() != session);
+                self.refusals.retain(|refusal| refusal.link.session() != session);
+            }
+            Event::Attach { link, attach } => self.on_attach(link, &attach, now),
+            Event::Credit(link) => self.on_credit(link),
+            Event::WindowOpen(session) => {
+                let links: Vec<LinkId> = self
+                    .nodes
+                    .keys()
+                    .filter(|link| link.session() == session)
+                    .copied()
+                    .collect();
+                links.into_iter().for_each(|link| self.on_credit(link));
+            }
+            Event::Drain(link) => {
+                match self.nodes.get_mut(&link) {
+                    Some(Node::Reader(reader)) => reader.drain(),
+                    Some(Node::Answers(answers)) => {
+                        answers.flush(link, &mut self.engine);
+                        let _ = self.engine.drained(link);
+                    }
+                    Some(Node::Requests(_)) | None => {}
+                }
+                self.on_credit(link);
+            }
+            Event::Message(message) => self.on_message(&message, now),
+            Event::Outcome(outcome) => {
+                if !outcome.settled {
+                    // A link that is gone in the meantime has nothing to settle.
+                    let _ = self.engine.settle_outgoing(
+                        outcome.link,
+                        outcome.delivery_id,
+                        outcome.state,
+                    );
+                }
+            }
+            Event::Detached { link, .. } => {
+                self.nodes.remove(&link);
+                self.refusals.retain(|refusal| refusal.link != link);
+            }
+            Event::Closed(_) => self.closed_by_peer = true,
+            // Only the side that begins sessions, asks for links or drains gets these.
+            Event::SessionBegun(_) | Event::Attached { .. } | Event::Drained(_) => {}
+        }
+    }
+
+    // Logging in.
+
+    fn on_sasl_init(&mut self, init: &SaslInit) {
+        let name = init.mechanism.as_str();
+        if [mechanism::MSSBCBS, mechanism::ANONYMOUS].contains(&name) {
+            self.sasl_outcome(SaslCode::Ok);
+            return;
+        }
+        let plain = init
+            .initial_response
+            .as_deref()
+            .filter(|_| name == mechanism::PLAIN)
+            .and_then(Plain::parse);
+        let Some(plain) = plain else {
+            self.sasl_outcome(SaslCode::Auth);
+            return;
+        };
+        let hub = self.context.hub.clone();
+        let (authcid, password) = (plain.authcid.to_owned(), plain.password.to_owned());
+        self.login = Some(Box::pin(async move {
+            hub.access().verify_plain(&authcid, &password).await
+        }));
+    }
+
+    fn poll_login(&mut self, cx: &mut Context<'_>) {
+        let Some(login) = &mut self.login else { return };
+        let Poll::Ready(verified) = login.as_mut().poll(cx) else {
+            return;
+        };
+        self.login = None;
+        match verified {
+            Ok(PlainLogin::Policy(grant)) => {
+                self.grants.log_in(grant);
+                self.sasl_outcome(SaslCode::Ok);
+                self.granted(self.context.monotonic());
+            }
+            // Devices speak to the hub over MQTT so far.
+            Ok(PlainLogin::Device(_)) => self.sasl_outcome(SaslCode::Auth),
+            Err(AuthError::Unauthorized(denial)) => {
+                tracing::debug!(
+                    conn_id = self.context.conn_id,
+                    peer = %self.context.peer,
+                    reason = denial.as_str(),
+                    "login refused"
+                );
+                self.sasl_outcome(SaslCode::Auth);
+            }
+            Err(AuthError::Unavailable(_)) => self.sasl_outcome(SaslCode::SysTemp),
+        }
+    }
+
+    fn sasl_outcome(&mut self, code: SaslCode) {
+        // It is only ever called while the engine waits for it.
+        let _ = self.engine.sasl_outcome(code);
+    }
+
+    // Readers' turns.
+
+    fn poll_bell(&mut self, cx: &mut Context<'_>) {
+        // Only a poll that finds the bell silent leaves a waker behind.
+        while self.bell.poll_rung(cx).is_ready() {
+            let mut ended = Vec::new();
+            for (link, node) in &mut self.nodes {
+                let Node::Reader(reader) = node else { continue };
+                match reader.ended() {
+                    Some(error) => ended.push((*link, error)),
+                    None => queue_turn(&mut self.turns, *link, reader),
+                }
+            }
+            for (link, error) in ended {
+                self.detach(link, error);
+            }
+        }
+    }
+
+    fn poll_fetches(&mut self, cx: &mut Context<'_>) {
+        while let Poll::Ready(Some((link, fetched))) = self.fetches.poll_next_unpin(cx) {
+            if let Some(waiter) = self.fetch_waiters.pop_front() {
+                self.want_turn(waiter);
+            }
+            let Some(Node::Reader(reader)) = self.nodes.get_mut(&link) else {
+                continue;
+            };
+            match reader.take(fetched) {
+                Ok(()) => queue_turn(&mut self.turns, link, reader),
+                Err(failed) => self.on_fetch_failed(link, &failed),
+            }
+        }
+    }
+
+    /// Lets readers send, each one turn at a time, until the output is long enough or nobody has
+    /// anything to send. True when something was sent.
+    fn take_turns(&mut self) -> bool {
+        let now = self.context.timer().now();
+        let mut sent = false;
+        while self.engine.output_len() < OUTPUT_BYTES_MAX {
+            let Some(link) = self.turns.pop_front() else {
+                break;
+            };
+            let Some(Node::Reader(reader)) = self.nodes.get_mut(&link) else {
+                continue;
+            };
+            reader.queued = false;
+            match reader.turn(link, &mut self.engine, &mut self.head, now) {
+                Turn::Idle => {}
+                Turn::More => {
+                    sent = true;
+                    queue_turn(&mut self.turns, link, reader);
+                }
+                Turn::Fetch if self.fetches.len() < FETCHES_MAX => {
+                    let fetch = reader.fetch(self.engine.sendable(link));
+                    self.fetches
+                        .push(Box::pin(async move { (link, fetch.await) }));
+                    // So that the fetch is polled before this task sleeps.
+                    sent = true;
+                }
+                Turn::Fetch => self.fetch_waiters.push_back(link),
+                Turn::Failed(error) => self.detach(link, error),
+            }
+        }
+        sent
+    }
+
+    fn want_turn(&mut self, link: LinkId) {
+        if let Some(Node::Reader(reader)) = self.nodes.get_mut(&link) {
+            queue_turn(&mut self.turns, link, reader);
+        }
+    }
+}
+
+fn queue_turn(turns: &mut VecDeque<LinkId>, link: LinkId, reader: &mut Reader) {
+    if !std::mem::replace(&mut reader.queued, true) {
+        turns.push_back(link);
+    }
+}
+
+/// How long to sleep until `moment` of the wall clock, at most [`EXPIRY_CHECK_INTERVAL`].
+fn until(moment: Timestamp, wall: Timestamp) -> Duration {
+    moment.since(wall).min(EXPIRY_CHECK_INTERVAL)
+}

@@ -1,0 +1,229 @@
+//! From the first byte to CONNACK.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use fieldpost_hub::auth::{AuthError, DevicePrincipal};
+use fieldpost_hub::ingest::Hold;
+use fieldpost_hub::presence::Session;
+use fieldpost_hub::secrets::Secret;
+use fieldpost_hub::subscriptions::Features;
+use fieldpost_model::Identity;
+use fieldpost_mqtt::{Connect, Refusal, ServerConnection, ServerEvent};
+use fieldpost_store::StoreError;
+use tokio::io::AsyncRead;
+use tracing::debug;
+
+use super::ending::{Ending, Refused};
+use super::will::Will;
+use crate::clock::{Alarm, within};
+use crate::context::ConnectionContext;
+use crate::dialect::mqtt::UserName;
+use crate::io::{Input, poll_read_scratch_up_to};
+
+/// Time for the store to say who the client is and what it has subscribed to. SDKs wait at least
+/// 30 seconds for CONNACK, and it is better to be late than to refuse.
+const DECISION_MAX: Duration = Duration::from_secs(20);
+
+/// An accepted connection. Its CONNACK is in the engine's output.
+pub(super) struct Opened {
+    pub(super) principal: DevicePrincipal,
+    pub(super) session: Session,
+    pub(super) features: Features,
+    /// Whether the session outlives the connection.
+    pub(super) durable: bool,
+    pub(super) model_id: Option<Arc<str>>,
+    pub(super) will: Option<Will>,
+    /// What came behind the CONNECT.
+    pub(super) early: Vec<u8>,
+}
+
+/// A CONNECT, owned.
+struct Hello {
+    identity: Identity,
+    host: String,
+    token: Secret,
+    model_id: Option<Arc<str>>,
+    clean_session: bool,
+    /// `Err` when there is one for a topic that is not the client's own.
+    will: Result<Option<Will>, Ending>,
+}
+
+/// Reads CONNECT, decides, and answers.
+pub(super) async fn open<S>(
+    stream: &mut S,
+    engine: &mut ServerConnection,
+    context: &mut ConnectionContext,
+) -> Result<Opened, Ending>
+where
+    S: AsyncRead + Unpin,
+{
+    let (hello, early) = read_connect(stream, engine, context).await?;
+    let decision = match hello {
+        Ok(hello) => within(context.timer(), DECISION_MAX, decide(hello, context))
+            .await
+            .unwrap_or(Err(Ending::Refused(Refused::NotReady))),
+        Err(refused) => Err(Ending::Refused(refused)),
+    };
+    match decision {
+        Ok((mut opened, session_present)) => {
+            opened.early = early;
+            engine.accept(session_present, context.monotonic());
+            context.authenticated();
+            let identity = &opened.principal.identity;
+            tracing::Span::current().record("device_id", tracing::field::display(identity));
+            debug!(device_id = %identity, session_present, "MQTT client connected");
+            Ok(opened)
+        }
+        Err(ending) => {
+            if let Ending::Refused(refused) = &ending {
+                engine.refuse(match refused {
+                    // Python devices give up for good after 4 and 5: never for what will pass.
+                    Refused::NotReady => Refusal::ServerUnavailable,
+                    // One answer for all of these, so that nobody learns which ids exist.
+                    Refused::Name | Refused::NoPassword | Refused::Denied(_) => {
+                        Refusal::NotAuthorized
+                    }
+                });
+            }
+            Err(ending)
+        }
+    }
+}
+
+type FirstPacket = (Result<Hello, Refused>, Vec<u8>);
+
+async fn read_connect<S>(
+    stream: &mut S,
+    engine: &mut ServerConnection,
+    context: &ConnectionContext,
+) -> Result<FirstPacket, Ending>
+where
+    S: AsyncRead + Unpin,
+{
+    let mut drain = pin!(context.draining());
+    let mut alarm = Alarm::new(Arc::clone(context.timer()));
+    let bytes_max = context.limits.unauthenticated_bytes_max;
+    poll_fn(|cx| {
+        loop {
+            if drain.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(Ending::Drained));
+            }
+            if context.incomplete.poll_evicted(cx).is_ready() {
+                return Poll::Ready(Err(Ending::IncompleteForTooLong));
+            }
+            let now = context.monotonic();
+            let read = poll_read_scratch_up_to(stream, cx, bytes_max, |mut input| {
+                let hello = match engine.next(&mut input, now)? {
+                    Some(ServerEvent::Connect(connect)) => hello(&connect),
+                    // Before CONNECT the engine lets nothing else through.
+                    Some(_) | None => return Ok(None),
+                };
+                Ok(Some((hello, input.to_vec())))
+            });
+            match read {
+                Poll::Ready(Ok(Input::Bytes(Ok(Some(first))))) => {
+                    context.incomplete.hold(0, true, now);
+                    return Poll::Ready(Ok(first));
+                }
+                Poll::Ready(Ok(Input::Bytes(Ok(None)))) => {
+                    context
+                        .incomplete
+                        .hold(engine.incomplete_bytes(), false, now);
+                    continue;
+                }
+                Poll::Ready(Ok(Input::Bytes(Err(ending)))) => return Poll::Ready(Err(ending)),
+                Poll::Ready(Ok(Input::End)) => return Poll::Ready(Err(Ending::Closed)),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
+                Poll::Pending => {}
+            }
+            std::task::ready!(alarm.poll(cx, engine.deadline()));
+            if let Err(timeout) = engine.tick(context.monotonic()) {
+                return Poll::Ready(Err(Ending::Silent(timeout)));
+            }
+        }
+    })
+    .await
+}
+
+fn hello(connect: &Connect<'_>) -> Result<Hello, Refused> {
+    let name = connect
+        .user_name
+        .and_then(|text| UserName::parse(text).ok())
+        .filter(|name| name.fits_client_id(connect.client_id))
+        .ok_or(Refused::Name)?;
+    // Client certificates without a password are no credential here.
+    let token = connect
+        .password
+        .and_then(|password| std::str::from_utf8(password).ok())
+        .ok_or(Refused::NoPassword)?;
+    let will = match &connect.will {
+        None => Ok(None),
+        Some(will) => Will::of(&name.identity, will)
+            .map(Some)
+            .ok_or(Ending::ForeignWill),
+    };
+    Ok(Hello {
+        host: name.host.to_owned(),
+        model_id: name.model_id.map(Arc::from),
+        identity: name.identity,
+        token: Secret::new(token),
+        clean_session: connect.clean_session,
+        will,
+    })
+}
+
+/// Decides about a CONNECT; gives whether a stored session goes on.
+async fn decide(hello: Hello, context: &ConnectionContext) -> Result<(Opened, bool), Ending> {
+    let hub = &context.hub;
+    // A device that gave up for good over a broken disk would stay away when it is mended.
+    if matches!(hub.ingest().hold(), Hold::ReadOnly) || *context.drain.borrow() {
+        return Err(Ending::Refused(Refused::NotReady));
+    }
+    if !hub.is_own_host(&hello.host) {
+        return Err(Ending::Refused(Refused::Name));
+    }
+    let principal = hub
+        .access()
+        .authenticate_device(&hello.identity, &hello.host, hello.token.expose())
+        .await
+        .map_err(|error| match error {
+            AuthError::Unauthorized(denial) => Ending::Refused(Refused::Denied(denial.as_str())),
+            AuthError::Unavailable(error) => not_ready(&error),
+        })?;
+    let will = hello.will?;
+    // From here on an older connection of the same identity is gone.
+    let session = hub
+        .presence()
+        .connect(hello.identity, Arc::clone(&principal.generation_id))
+        .await;
+    let subscriptions = hub.subscriptions();
+    let stored = subscriptions.load(&principal).await;
+    let stored = stored.map_err(|error| not_ready(&error))?;
+    if hello.clean_session && stored.is_some() {
+        let removed = subscriptions.remove(&principal).await;
+        removed.map_err(|error| not_ready(&error))?;
+    }
+    let kept = stored.filter(|_| !hello.clean_session);
+    let session_present = kept.is_some();
+    Ok((
+        Opened {
+            principal,
+            session,
+            features: kept.unwrap_or_default(),
+            durable: !hello.clean_session,
+            model_id: hello.model_id,
+            will,
+            early: Vec::new(),
+        },
+        session_present,
+    ))
+}
+
+fn not_ready(error: &StoreError) -> Ending {
+    debug!(%error, "the store did not answer a connecting client");
+    Ending::Refused(Refused::NotReady)
+}

@@ -1,0 +1,580 @@
+//! An open connection: reads, submits, acknowledges what is durable, until something ends it.
+
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Buf;
+use fieldpost_hub::ingest::{Hold, MessageRefused, Sender};
+use fieldpost_hub::presence::{Eviction, Session};
+use fieldpost_hub::subscriptions::{Features, QoS};
+use fieldpost_model::limits::TOKEN_CLOCK_SKEW;
+use fieldpost_model::{DeviceMessage, Identity, Timestamp};
+use fieldpost_mqtt::{
+    AckTicket, PacketId, Publish, Qos, ServerConnection, ServerEvent, SubackCode, Subscribe,
+    Unsubscribe,
+};
+use fieldpost_store::StoreError;
+use futures_util::future::BoxFuture;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tracing::debug;
+
+use super::ending::Ending;
+use super::handshake::Opened;
+use super::twin;
+use super::will::Will;
+use crate::clock::{Alarm, within};
+use crate::context::ConnectionContext;
+use crate::dialect::mqtt::{Feature, Marks, Topic, decode, features};
+use crate::figures::ProtocolFigures;
+use crate::io::{Input, poll_read_scratch, poll_write_all};
+
+/// Answers that a client may leave unread before nothing more is read from it.
+const OUTPUT_BYTES_MAX: usize = 64 * 1024;
+
+/// Time that a will may wait for room in the hub. A newer connection of the device waits for it.
+const WILL_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// An open connection.
+pub(super) struct Running<S> {
+    stream: S,
+    core: Core,
+}
+
+/// Everything but the socket.
+struct Core {
+    engine: ServerConnection,
+    context: ConnectionContext,
+    identity: Identity,
+    session: Session,
+    sender: Sender,
+    figures: ProtocolFigures,
+    subscriptions: SubscriptionState,
+    will: Option<Will>,
+    /// The batch whose durability releases the acknowledgements up to a ticket, oldest first. At
+    /// most one entry for each batch in flight, which the sender bounds.
+    acks: VecDeque<(u64, AckTicket)>,
+    submitted: u64,
+    durable: u64,
+    /// Read and not worked off, because something must be answered first.
+    held_input: Vec<u8>,
+    /// Since when nothing is read, for the store's or the window's sake.
+    paused: bool,
+    held_since: Option<Duration>,
+    draining_until: Option<Duration>,
+    unflushed: bool,
+    alarm: Alarm,
+    expires: Timestamp,
+    expiry_due: Duration,
+}
+
+struct SubscriptionState {
+    features: Features,
+    /// Whether they outlive the connection.
+    durable: bool,
+    /// A change on its way to the store.
+    change: Option<Change>,
+    /// For the store.
+    principal: fieldpost_hub::auth::DevicePrincipal,
+}
+
+struct Change {
+    features: Features,
+    answer: Answer,
+    stored: BoxFuture<'static, Result<(), StoreError>>,
+}
+
+enum Answer {
+    Suback(PacketId, Vec<SubackCode>),
+    Unsuback(PacketId),
+}
+
+/// What a round of reading came to.
+enum Round {
+    /// Something was worked off.
+    Progress,
+    /// There is nothing to read, or no room for it.
+    Idle,
+}
+
+/// The engine's unwritten output as a buffer.
+pub(super) struct Unwritten<'a>(pub(super) &'a mut ServerConnection);
+
+impl Buf for Unwritten<'_> {
+    fn remaining(&self) -> usize {
+        self.0.output_len()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.0.output()
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.0.consume_output(count);
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Running<S> {
+    /// Goes on with a connection whose CONNECT was accepted.
+    pub(super) fn new(
+        stream: S,
+        engine: ServerConnection,
+        context: ConnectionContext,
+        opened: Opened,
+    ) -> Self {
+        let principal = opened.principal;
+        let mut sender = context.hub.ingest().sender(&principal);
+        sender.set_model_id(opened.model_id);
+        let alarm = Alarm::new(Arc::clone(context.timer()));
+        // No SDK can renew its token on a live connection, and the real service lets go late.
+        let expires = principal.expires.saturating_add(TOKEN_CLOCK_SKEW);
+        let expiry_due = due(&context, expires);
+        Self {
+            stream,
+            core: Core {
+                engine,
+                identity: principal.identity.clone(),
+                session: opened.session,
+                sender,
+                figures: ProtocolFigures::of("mqtt"),
+                subscriptions: SubscriptionState {
+                    features: opened.features,
+                    durable: opened.durable,
+                    change: None,
+                    principal,
+                },
+                will: opened.will,
+                acks: VecDeque::new(),
+                submitted: 0,
+                durable: 0,
+                held_input: opened.early,
+                paused: false,
+                held_since: None,
+                draining_until: None,
+                unflushed: true,
+                alarm,
+                expires,
+                expiry_due,
+                context,
+            },
+        }
+    }
+
+    /// Runs until the connection ends.
+    pub(super) async fn run(&mut self) -> Ending {
+        let mut drain = pin!(self.core.context.draining());
+        poll_fn(|cx| {
+            if self.core.draining_until.is_none() && drain.as_mut().poll(cx).is_ready() {
+                let linger = self.core.context.limits.linger;
+                let until = self.core.context.monotonic().saturating_add(linger);
+                self.core.draining_until = Some(until);
+            }
+            match self.poll(cx) {
+                Poll::Ready(Err(ending)) => Poll::Ready(ending),
+                Poll::Ready(Ok(never)) => match never {},
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<std::convert::Infallible, Ending>> {
+        let Self { stream, core } = self;
+        loop {
+            core.look_for_ends(cx)?;
+            core.release_acks(cx)?;
+            core.finish_change(cx)?;
+            if core.unflushed || core.engine.output_len() > 0 {
+                let written = poll_write_all(stream, cx, &mut Unwritten(&mut core.engine));
+                core.unflushed = written.map_err(Ending::from)?.is_pending();
+            }
+            core.leave_when_drained()?;
+            if let Round::Progress = core.read(stream, cx)? {
+                continue;
+            }
+            std::task::ready!(core.wait(cx));
+            core.look_at_times()?;
+        }
+    }
+
+    /// Leaves the will to the log, if the end calls for it.
+    ///
+    /// Bounded in time; a will that finds no room is dropped, as a device without one would be.
+    pub(super) async fn publish_will(&mut self, ending: &Ending) {
+        let core = &mut self.core;
+        let Some(will) = core.will.take() else { return };
+        match ending {
+            Ending::Disconnected => return,
+            // Whoever may not connect may not send.
+            Ending::Evicted(Eviction::Deleted | Eviction::Disabled) => return,
+            _ => {}
+        }
+        let timer = Arc::clone(core.context.timer());
+        let room = within(&timer, WILL_WAIT_MAX, core.sender.reserve()).await;
+        let message = will.message(core.identity.module.is_some());
+        let published = room.is_some()
+            && core.sender.accept(&message).is_ok()
+            && matches!(core.sender.submit(), Ok(Some(_)));
+        if !published {
+            metrics::counter!("fieldpost_wills_dropped_total").increment(1);
+            debug!("a will was dropped: the hub had no room for it");
+        }
+    }
+
+    /// Ends the device's session and gives the socket back.
+    pub(super) fn into_stream(self) -> S {
+        self.stream
+    }
+}
+
+impl Core {
+    /// Whether somebody else has ended the connection.
+    fn look_for_ends(&mut self, cx: &mut Context<'_>) -> Result<(), Ending> {
+        if let Poll::Ready(eviction) = self.session.poll_evicted(cx) {
+            return Err(Ending::Evicted(eviction));
+        }
+        if self.context.incomplete.poll_evicted(cx).is_ready() {
+            return Err(Ending::IncompleteForTooLong);
+        }
+        Ok(())
+    }
+
+    /// Acknowledges what has become durable.
+    fn release_acks(&mut self, cx: &mut Context<'_>) -> Result<(), Ending> {
+        while let Poll::Ready(durable) = self.sender.poll_durable(cx) {
+            self.durable = durable?;
+            let mut last = None;
+            while let Some((batch, ticket)) = self.acks.front()
+                && *batch <= self.durable
+            {
+                last = Some(*ticket);
+                self.acks.pop_front();
+            }
+            if let Some(ticket) = last {
+                self.engine.acknowledge_through(ticket);
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers a SUBSCRIBE or UNSUBSCRIBE whose change is durable.
+    fn finish_change(&mut self, cx: &mut Context<'_>) -> Result<(), Ending> {
+        let Some(change) = &mut self.subscriptions.change else {
+            return Ok(());
+        };
+        let Poll::Ready(stored) = change.stored.as_mut().poll(cx) else {
+            return Ok(());
+        };
+        let change = self.subscriptions.change.take();
+        // The client asks again on its next connection; without an answer it may not rely on it.
+        stored.map_err(Ending::Store)?;
+        let Some(change) = change else { return Ok(()) };
+        self.subscriptions.features = change.features;
+        let answered = match &change.answer {
+            Answer::Suback(packet_id, codes) => self.engine.suback(*packet_id, codes),
+            Answer::Unsuback(packet_id) => self.engine.unsuback(*packet_id),
+        };
+        if let Err(error) = answered {
+            debug!(%error, "a subscription was not answered");
+        }
+        Ok(())
+    }
+
+    /// A drained connection ends when everything read from it is durable and acknowledged.
+    fn leave_when_drained(&self) -> Result<(), Ending> {
+        let done = self.acks.is_empty() && self.sender.in_flight() == 0 && !self.unflushed;
+        if self.draining_until.is_some() && done {
+            return Err(Ending::Drained);
+        }
+        Ok(())
+    }
+
+    /// Reads once, or works off what was read before, if there is room for what it may bring.
+    fn read<S>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Result<Round, Ending>
+    where
+        S: AsyncRead + Unpin,
+    {
+        let blocked = self.draining_until.is_some()
+            || self.subscriptions.change.is_some()
+            || self.engine.output_len() > OUTPUT_BYTES_MAX;
+        if blocked {
+            self.paused = true;
+            return Ok(Round::Idle);
+        }
+        let now = self.context.monotonic();
+        if self.sender.poll_reserve(cx).is_pending() {
+            self.paused = true;
+            match self.sender.hold() {
+                Hold::None => self.held_since = None,
+                Hold::Held { .. } => {
+                    self.held_since.get_or_insert(now);
+                }
+                Hold::ReadOnly => {
+                    let reason = "the hub takes no messages".into();
+                    return Err(Ending::Store(StoreError::ReadOnly { reason }));
+                }
+            }
+            return Ok(Round::Idle);
+        }
+        self.held_since = None;
+        if std::mem::take(&mut self.paused) {
+            // The silence was this side's.
+            self.engine.restart_silence(now);
+        }
+        if !self.held_input.is_empty() {
+            let input = std::mem::take(&mut self.held_input);
+            self.work_off(&input, now)?;
+            return Ok(Round::Progress);
+        }
+        let read = poll_read_scratch(stream, cx, |input| self.work_off(input, now));
+        match read {
+            Poll::Ready(Ok(Input::Bytes(worked_off))) => worked_off.map(|()| Round::Progress),
+            Poll::Ready(Ok(Input::End)) => Err(Ending::Closed),
+            Poll::Ready(Err(error)) => Err(error.into()),
+            Poll::Pending => {
+                self.sender.unreserve();
+                Ok(Round::Idle)
+            }
+        }
+    }
+
+    /// Works `input` off, as far as there is room, and submits the messages in it together.
+    fn work_off(&mut self, mut input: &[u8], now: Duration) -> Result<(), Ending> {
+        self.session.touch(self.context.timer().now());
+        let mut read = ReadSoFar::default();
+        let outcome = self.take_packets(&mut input, now, &mut read);
+        // What came before a breach is as good as ever.
+        self.finish_read(&read)?;
+        outcome?;
+        self.held_input.extend_from_slice(input);
+        let held = self.engine.incomplete_bytes() + self.held_input.len();
+        self.context.incomplete.hold(held, read.packets > 0, now);
+        Ok(())
+    }
+
+    fn take_packets(
+        &mut self,
+        input: &mut &[u8],
+        now: Duration,
+        read: &mut ReadSoFar,
+    ) -> Result<(), Ending> {
+        while self.subscriptions.change.is_none() && self.sender.has_room() {
+            let Some(event) = self.engine.next(input, now)? else {
+                return Ok(());
+            };
+            read.packets += 1;
+            match event {
+                ServerEvent::Publish { publish, ticket } => {
+                    read.ticket = ticket.or(read.ticket);
+                    let published = publish_to_hub(&self.identity, &mut self.sender, &publish)?;
+                    match published {
+                        Published::Accepted => {
+                            read.messages += 1;
+                            read.payload_bytes += publish.payload.len() as u64;
+                        }
+                        Published::TwinRequest(request_id) => self.answer_twin(&request_id),
+                        Published::Ignored => {}
+                    }
+                }
+                ServerEvent::Subscribe(subscribe) => {
+                    let change = self.subscriptions.subscribe(&self.identity, &subscribe)?;
+                    self.start_change(change);
+                }
+                ServerEvent::Unsubscribe(unsubscribe) => {
+                    let change = self.subscriptions.unsubscribe(&self.identity, &unsubscribe);
+                    self.start_change(change);
+                }
+                ServerEvent::Disconnect => return Err(Ending::Disconnected),
+                // The engine gives the first packet only to the handshake.
+                ServerEvent::Connect(_) => return Err(Ending::Closed),
+            }
+        }
+        Ok(())
+    }
+
+    /// Submits what a read brought and remembers what is to be acknowledged with it.
+    fn finish_read(&mut self, read: &ReadSoFar) -> Result<(), Ending> {
+        if let Some(batch) = self.sender.submit()? {
+            self.submitted = batch;
+            self.figures.messages.increment(read.messages);
+            self.figures.payload_bytes.increment(read.payload_bytes);
+        }
+        let Some(ticket) = read.ticket else {
+            return Ok(());
+        };
+        // Acknowledgements go out in the order of the messages, so even what needs no storing
+        // waits for what was submitted before it.
+        if self.submitted <= self.durable {
+            self.engine.acknowledge_through(ticket);
+        } else if let Some((batch, last)) = self.acks.back_mut()
+            && *batch == self.submitted
+        {
+            *last = ticket;
+        } else {
+            self.acks.push_back((self.submitted, ticket));
+        }
+        Ok(())
+    }
+
+    fn answer_twin(&mut self, request_id: &str) {
+        if self.subscriptions.features.twin_responses.is_none() {
+            return;
+        }
+        let (topic, body) = twin::not_supported(&self.context.hub, request_id);
+        if let Err(error) = self.engine.publish_at_most_once(&topic, &body) {
+            debug!(%error, "a twin request was not answered");
+        }
+    }
+
+    fn start_change(&mut self, (features, answer): (Features, Answer)) {
+        let state = &mut self.subscriptions;
+        let stored: BoxFuture<'static, _> = if state.durable && features != state.features {
+            let hub = self.context.hub.clone();
+            let principal = state.principal.clone();
+            Box::pin(async move { hub.subscriptions().store(&principal, features).await })
+        } else {
+            Box::pin(std::future::ready(Ok(())))
+        };
+        state.change = Some(Change {
+            features,
+            answer,
+            stored,
+        });
+    }
+
+    /// Ready when the next deadline has come.
+    fn wait(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        // While nothing is read, the client's silence cannot be told from this side's.
+        let silence = self.engine.deadline().filter(|_| !self.paused);
+        let held_max = self.context.limits.held_max;
+        let held = self.held_since.map(|since| since.saturating_add(held_max));
+        let due = [silence, held, self.draining_until, Some(self.expiry_due)];
+        self.alarm.poll(cx, due.into_iter().flatten().min())
+    }
+
+    /// Looks which deadlines have passed.
+    fn look_at_times(&mut self) -> Result<(), Ending> {
+        let now = self.context.monotonic();
+        if self.draining_until.is_some_and(|until| now >= until) {
+            return Err(Ending::Drained);
+        }
+        if now >= self.expiry_due {
+            // The wall clock decides, and it may have been set since.
+            if self.context.timer().now() >= self.expires {
+                return Err(Ending::TokenExpired);
+            }
+            self.expiry_due = due(&self.context, self.expires);
+        }
+        let held_max = self.context.limits.held_max;
+        if self
+            .held_since
+            .is_some_and(|since| now >= since.saturating_add(held_max))
+        {
+            return Err(Ending::HeldTooLong);
+        }
+        if !self.paused {
+            self.engine.tick(now).map_err(Ending::Silent)?;
+        }
+        Ok(())
+    }
+}
+
+/// What a read has brought so far.
+#[derive(Default)]
+struct ReadSoFar {
+    packets: u64,
+    messages: u64,
+    payload_bytes: u64,
+    ticket: Option<AckTicket>,
+}
+
+enum Published {
+    Accepted,
+    TwinRequest(String),
+    Ignored,
+}
+
+fn publish_to_hub(
+    identity: &Identity,
+    sender: &mut Sender,
+    publish: &Publish<'_>,
+) -> Result<Published, Ending> {
+    match Topic::parse(identity, publish.topic).ok_or(Ending::ForeignTopic)? {
+        Topic::Events { bag } => {
+            let marks = Marks {
+                from_module: identity.module.is_some(),
+                retain: publish.retain,
+                will: false,
+            };
+            let message: DeviceMessage<'_> = decode(bag, publish.payload, marks);
+            match sender.accept(&message) {
+                Ok(()) => Ok(Published::Accepted),
+                // There is no negative PUBACK.
+                Err(MessageRefused::TooLarge { size, max }) => {
+                    Err(Ending::MessageTooLarge { size, max })
+                }
+            }
+        }
+        Topic::Twin(request) => Ok(Published::TwinRequest(request.request_id.to_owned())),
+        // Nobody calls methods yet, so this answers nothing; late answers are ignored anyway.
+        Topic::MethodResponse => Ok(Published::Ignored),
+    }
+}
+
+impl SubscriptionState {
+    fn subscribe(
+        &self,
+        identity: &Identity,
+        subscribe: &Subscribe<'_>,
+    ) -> Result<(Features, Answer), Ending> {
+        let mut changed = self.features;
+        let mut codes = Vec::new();
+        for (filter, asked) in subscribe.filters() {
+            // SDKs do not look at a failure code; the device would wait in silence for ever.
+            let asked_for = features(identity, filter).ok_or(Ending::ForeignFilter)?;
+            let (kept, granted) = match asked {
+                Qos::AtMostOnce => (QoS::AtMostOnce, Qos::AtMostOnce),
+                Qos::AtLeastOnce | Qos::ExactlyOnce => (QoS::AtLeastOnce, Qos::AtLeastOnce),
+            };
+            for feature in asked_for {
+                *place(&mut changed, *feature) = Some(kept);
+            }
+            codes.push(SubackCode::Granted(granted));
+        }
+        Ok((changed, Answer::Suback(subscribe.packet_id, codes)))
+    }
+
+    fn unsubscribe(
+        &self,
+        identity: &Identity,
+        unsubscribe: &Unsubscribe<'_>,
+    ) -> (Features, Answer) {
+        let mut changed = self.features;
+        for filter in unsubscribe.filters() {
+            for feature in features(identity, filter).unwrap_or_default() {
+                *place(&mut changed, *feature) = None;
+            }
+        }
+        (changed, Answer::Unsuback(unsubscribe.packet_id))
+    }
+}
+
+/// Where a feature's subscription is kept.
+fn place(features: &mut Features, feature: Feature) -> &mut Option<QoS> {
+    match feature {
+        Feature::DeviceBound => &mut features.device_bound,
+        Feature::TwinResponses => &mut features.twin_responses,
+        Feature::DesiredProperties => &mut features.desired_properties,
+        Feature::Methods => &mut features.methods,
+        Feature::Inputs => &mut features.inputs,
+    }
+}
+
+/// When, in monotonic time, the wall clock will show `at` if nobody sets it.
+fn due(context: &ConnectionContext, at: Timestamp) -> Duration {
+    let timer = context.timer();
+    timer.monotonic().saturating_add(at.since(timer.now()))
+}

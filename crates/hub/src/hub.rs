@@ -1,0 +1,237 @@
+//! The hub as a whole: what it is made of and how it starts and ends.
+
+use std::sync::Arc;
+
+use fieldpost_store::log::LogFigures;
+use fieldpost_store::{Health, Store, StoreError};
+use tokio::sync::watch;
+
+use crate::auth::Access;
+use crate::clock::{Chance, Timer};
+use crate::events::{Events, Receivers};
+use crate::identity::Registry;
+use crate::ingest::Ingest;
+use crate::names::HostNames;
+use crate::policies::{LoadPoliciesError, Policies};
+use crate::presence::{Owners, Presence};
+use crate::secrets::Keyring;
+use crate::settings::{ApplyError, HubSettings, InvalidSettings, Settings};
+use crate::subscriptions::Subscriptions;
+
+/// What a hub is made of.
+pub struct HubParts {
+    /// Where its state lives. The hub is its only user, and closes it.
+    pub store: Store,
+    /// Its time.
+    pub timer: Arc<dyn Timer>,
+    /// Its chance.
+    pub chance: Arc<dyn Chance>,
+    /// The keys that encrypt key material in the store.
+    pub keyring: Keyring,
+    /// What its operator decided.
+    pub config: HubConfig,
+}
+
+/// What the operator of a hub decides before it starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HubConfig {
+    /// The hub's name, which is also the entity name of the built-in endpoint.
+    pub name: String,
+    /// The names and addresses by which clients reach the hub. Each is accepted wherever a client
+    /// names the hub, and so is its first label.
+    pub host_names: Vec<String>,
+    /// Bytes of messages that are not yet durable, of all connections together.
+    pub in_flight_bytes: usize,
+    /// The settings of a hub that has none yet.
+    pub seed: HubSettings,
+}
+
+impl Default for HubConfig {
+    fn default() -> Self {
+        Self {
+            name: "hub".to_owned(),
+            host_names: vec!["localhost".to_owned()],
+            in_flight_bytes: 256 * 1024 * 1024,
+            seed: HubSettings::default(),
+        }
+    }
+}
+
+/// Why a hub does not start.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The policies cannot be loaded.
+    #[error("the hub's policies cannot be loaded")]
+    Policies(#[from] LoadPoliciesError),
+    /// The settings for a new hub cannot be taken.
+    #[error("the hub's settings cannot be taken")]
+    Settings(#[source] InvalidSettings),
+    /// The store failed.
+    #[error("the store failed while the hub was starting")]
+    Store(#[source] StoreError),
+}
+
+/// A running hub. Cloning is cheap.
+#[derive(Clone)]
+pub struct Hub(Arc<Inner>);
+
+struct Inner {
+    name: String,
+    names: Arc<HostNames>,
+    store: Store,
+    timer: Arc<dyn Timer>,
+    chance: Arc<dyn Chance>,
+    owners: Owners,
+    registry: Registry,
+    access: Access,
+    ingest: Ingest,
+    presence: Presence,
+    subscriptions: Subscriptions,
+    events: Events,
+    settings: Settings,
+}
+
+impl Hub {
+    /// Starts a hub on the current runtime. Policies and settings are made when the store has none.
+    ///
+    /// # Errors
+    /// When the store fails, or holds what this hub cannot take.
+    pub async fn open(parts: HubParts) -> Result<Self, OpenError> {
+        let HubParts {
+            store,
+            timer,
+            chance,
+            keyring,
+            config,
+        } = parts;
+        let keyring = Arc::new(keyring);
+        let names = Arc::new(HostNames::new(&config.name, &config.host_names));
+        let policies = Policies::open(&store, Arc::clone(&keyring), Arc::clone(&chance)).await?;
+        let owners = Owners::start(Arc::clone(&timer));
+        let registry = Registry::new(
+            &store,
+            keyring,
+            Arc::clone(&chance),
+            Arc::clone(&timer),
+            owners.clone(),
+        );
+        let receivers = Receivers::default();
+        let settings = Settings::open(&store, receivers.clone(), registry.clone(), config.seed)
+            .await
+            .map_err(|error| match error {
+                ApplyError::Invalid(invalid) => OpenError::Settings(invalid),
+                ApplyError::Store(error) => OpenError::Store(error),
+            })?;
+        let access = Access::new(
+            Arc::new(policies),
+            registry.clone(),
+            Arc::clone(&names),
+            Arc::clone(&timer),
+            store.log.partitioning(),
+        );
+        Ok(Self(Arc::new(Inner {
+            access,
+            ingest: Ingest::start(&store, Arc::clone(&timer), config.in_flight_bytes),
+            presence: Presence::new(owners.clone(), registry.clone()),
+            subscriptions: Subscriptions::new(&store),
+            events: Events::new(&store, config.name.clone(), receivers),
+            settings,
+            name: config.name,
+            names,
+            store,
+            timer,
+            chance,
+            owners,
+            registry,
+        })))
+    }
+
+    /// The device identities.
+    #[must_use]
+    pub fn registry(&self) -> &Registry {
+        &self.0.registry
+    }
+
+    /// Who is let in.
+    #[must_use]
+    pub fn access(&self) -> &Access {
+        &self.0.access
+    }
+
+    /// Messages from devices.
+    #[must_use]
+    pub fn ingest(&self) -> &Ingest {
+        &self.0.ingest
+    }
+
+    /// Who is connected.
+    #[must_use]
+    pub fn presence(&self) -> &Presence {
+        &self.0.presence
+    }
+
+    /// What MQTT devices have subscribed to.
+    #[must_use]
+    pub fn subscriptions(&self) -> &Subscriptions {
+        &self.0.subscriptions
+    }
+
+    /// The built-in endpoint.
+    #[must_use]
+    pub fn events(&self) -> &Events {
+        &self.0.events
+    }
+
+    /// The settings in force.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.0.settings
+    }
+
+    /// The hub's time.
+    #[must_use]
+    pub fn timer(&self) -> &Arc<dyn Timer> {
+        &self.0.timer
+    }
+
+    /// The hub's chance.
+    #[must_use]
+    pub fn chance(&self) -> &Arc<dyn Chance> {
+        &self.0.chance
+    }
+
+    /// The hub's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Whether `host` is a name of this hub: without regard to case and to a port.
+    #[must_use]
+    pub fn is_own_host(&self, host: &str) -> bool {
+        self.0.names.contains(host)
+    }
+
+    /// Whether the store takes writes, and its changes.
+    #[must_use]
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.0.store.log.health()
+    }
+
+    /// Figures of the event log, for metrics.
+    #[must_use]
+    pub fn figures(&self) -> LogFigures {
+        self.0.store.log.figures()
+    }
+
+    /// Ends the hub: sessions are told to end, changes under way are finished, and the store is
+    /// closed. Connections have been drained before; whatever is asked afterwards fails or waits
+    /// for ever.
+    pub async fn close(&self) {
+        self.0.registry.quiesce().await;
+        self.0.owners.close().await;
+        self.0.store.log.close().await;
+        self.0.ingest.close().await;
+        self.0.store.documents.close().await;
+    }
+}

@@ -1,0 +1,82 @@
+//! Health and metrics, open to every local monitor.
+
+use axum::Json;
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use fieldpost_hub::Hub;
+use fieldpost_store::HealthLevel;
+use metrics_exporter_prometheus::PrometheusHandle;
+use serde_json::json;
+use tokio::sync::watch;
+
+use crate::metrics;
+
+/// Where a process is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Not everything is up yet.
+    Starting,
+    /// Everything is up.
+    Running,
+    /// Connections are being ended.
+    Stopping,
+}
+
+/// What health and metrics are read from.
+#[derive(Clone)]
+pub(crate) struct HealthView {
+    /// The hub.
+    pub(crate) hub: Hub,
+    /// Where the process is in its life.
+    pub(crate) phase: watch::Receiver<Phase>,
+    /// The metrics recorded so far.
+    pub(crate) metrics: PrometheusHandle,
+}
+
+pub(super) fn routes(view: HealthView) -> Router {
+    Router::new()
+        .route("/health/live", get(async || Json(json!({"live": true}))))
+        .route("/health/ready", get(ready))
+        .route("/metrics", get(scrape))
+        .with_state(view)
+}
+
+async fn ready(State(view): State<HealthView>) -> Response {
+    match reason_against(&view) {
+        None => Json(json!({"ready": true})).into_response(),
+        Some(reason) => {
+            let body = json!({"ready": false, "reason": reason});
+            (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
+        }
+    }
+}
+
+fn reason_against(view: &HealthView) -> Option<String> {
+    match *view.phase.borrow() {
+        Phase::Starting => return Some("the hub is starting".to_owned()),
+        Phase::Stopping => return Some("the hub is stopping".to_owned()),
+        Phase::Running => {}
+    }
+    let health = view.hub.health().borrow().clone();
+    let state = match health.level {
+        HealthLevel::Ok => return None,
+        HealthLevel::HoldMessages => "messages are held back",
+        HealthLevel::HoldAll => "nothing is written",
+        HealthLevel::ReadOnly => "the store is read-only until the hub is started anew",
+    };
+    Some(match health.reason {
+        Some(reason) => format!("{state}: {reason}"),
+        None => state.to_owned(),
+    })
+}
+
+async fn scrape(State(view): State<HealthView>) -> impl IntoResponse {
+    metrics::read_hub(&view.hub);
+    (
+        [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
+        view.metrics.render(),
+    )
+}

@@ -1,0 +1,286 @@
+//! The life of a hub process: lock, store, hub, listeners, gateway; run; drain; close.
+
+mod endpoints;
+mod listeners;
+mod lock;
+mod opened;
+mod signals;
+mod welcome;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use fieldpost_gateway::{Gateway, GatewayLimits, Listener, ListenerKind};
+use fieldpost_hub::clock::Chance as _;
+use fieldpost_hub::secrets::Secret;
+use tokio::net::TcpListener;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+
+pub(crate) use endpoints::Endpoints;
+pub(crate) use lock::DataLock;
+pub(crate) use opened::{OpenedHub, is_locked, open_for_command, store_exists, store_path};
+
+use crate::admin::{self, AMQPS_PORT, AdminParts, HealthView, Phase, Reach};
+use crate::clock::SystemChance;
+use crate::config::{Config, ListenerName, Settings};
+use crate::trust::{Refresher, Trust};
+use crate::{files, metrics};
+use listeners::{BoundListener, Inherited};
+use opened::Purpose;
+use signals::Stop;
+
+/// Time that sessions have to acknowledge what is in flight and to say goodbye.
+const DRAIN_TIME: Duration = Duration::from_secs(6);
+
+/// Time that calls of the admin API have to end.
+const ADMIN_STOP_TIME: Duration = Duration::from_secs(1);
+
+/// Time from the signal to the end of the process, whatever hangs.
+const STOP_TIME: Duration = Duration::from_millis(9_500);
+
+/// Runs a hub until a signal ends it.
+///
+/// # Errors
+/// When something is missing that a hub needs. Nothing is left running then.
+pub(crate) async fn serve(config: Config, settings: Settings) -> anyhow::Result<()> {
+    let mut stop = Stop::listen()?;
+    let hang_up = signals::hang_up()?;
+    files::prepare_data_directory(&config.data)?;
+    let lock = DataLock::take(&config.data)?;
+    // Whoever waits for these files must not find those of an earlier process.
+    endpoints::remove(&config.data)?;
+    files::remove(&config.data.join(admin::TOKEN_FILE))?;
+    let inherited = Inherited::from_environment()?;
+    let metrics = metrics::start()?;
+    let trust = Trust::new(&config);
+    let refresher = Refresher::new(trust.clone())?;
+    let opened = opened::open(&config, lock, Purpose::Serve).await?;
+    tell_of_unused_seed(&config, &settings, &opened);
+
+    let running = start(&config, &opened, inherited, &refresher, trust, metrics).await;
+    let running = match running {
+        Ok(running) => running,
+        Err(error) => {
+            opened.close().await;
+            return Err(error);
+        }
+    };
+    let refresh = tokio::spawn(refresher.run(hang_up));
+    stop.requested().await;
+    let stopping = async {
+        running.stop(&config).await;
+        refresh.abort();
+        opened.close().await;
+    };
+    if tokio::time::timeout(STOP_TIME, stopping).await.is_err() {
+        bail!("the hub did not stop within {STOP_TIME:?}; nothing that was acknowledged is lost");
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// What runs beside the hub.
+struct Running {
+    gateway: Gateway,
+    phase: watch::Sender<Phase>,
+    admin: Option<AdminServer>,
+    upkeep: JoinHandle<()>,
+}
+
+struct AdminServer {
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+async fn start(
+    config: &Config,
+    opened: &OpenedHub,
+    inherited: Inherited,
+    refresher: &Refresher,
+    trust: Trust,
+    metrics: metrics_exporter_prometheus::PrometheusHandle,
+) -> anyhow::Result<Running> {
+    let bound = bind(config, inherited)?;
+    let endpoints = Endpoints::new(&config.host_name, trust.ca_certificate(), &bound);
+    let (phase, phase_seen) = watch::channel(Phase::Starting);
+
+    let mut gateway_listeners = Vec::new();
+    let mut admin_socket = None;
+    for listener in bound {
+        match kind(listener.name) {
+            Some(kind) => gateway_listeners.push(Listener {
+                kind,
+                socket: listener.socket,
+            }),
+            None => admin_socket = Some(listener.socket),
+        }
+    }
+    let limits = GatewayLimits {
+        incomplete_bytes_max: config.incomplete_packet_bytes,
+        drain: DRAIN_TIME,
+        ..GatewayLimits::default()
+    };
+    let gateway = Gateway::start(
+        opened.hub.clone(),
+        gateway_listeners,
+        &refresher.identity(),
+        limits,
+    )?;
+
+    let parts = AdminParts {
+        hub: opened.hub.clone(),
+        reach: Arc::new(reach(config, &endpoints)),
+        movable_clock: config.test_mode.then(|| Arc::clone(&opened.clock)),
+    };
+    let health = HealthView {
+        hub: opened.hub.clone(),
+        phase: phase_seen,
+        metrics: metrics.clone(),
+    };
+    let admin = match admin_socket {
+        Some(socket) => Some(start_admin(config, socket, parts, health)?),
+        None => None,
+    };
+    let running = Running {
+        gateway,
+        phase,
+        admin,
+        upkeep: tokio::spawn(metrics::keep_up(metrics)),
+    };
+    running.phase.send_replace(Phase::Running);
+    endpoints
+        .write(&config.data)
+        .context("write endpoints.json")?;
+    tracing::info!(
+        host_name = %config.host_name,
+        data = %config.data.display(),
+        test_mode = config.test_mode,
+        "ready"
+    );
+    let text = welcome::text(&endpoints, &config.data, env!("CARGO_PKG_VERSION"));
+    // A hub whose standard output is closed serves all the same.
+    let _ = crate::cli::print(&text);
+    Ok(running)
+}
+
+impl Running {
+    async fn stop(self, config: &Config) {
+        tracing::info!("stopping");
+        self.phase.send_replace(Phase::Stopping);
+        if let Err(error) = endpoints::remove(&config.data) {
+            tracing::warn!(%error, "endpoints.json could not be removed");
+        }
+        self.gateway.drain().await;
+        self.upkeep.abort();
+        if let Some(mut admin) = self.admin {
+            // The server is gone already when nobody listens.
+            let _ = admin.stop.send(());
+            // A long export, or a monitor that never lets go, is cut off.
+            if tokio::time::timeout(ADMIN_STOP_TIME, &mut admin.task).await.is_err() {
+                admin.task.abort();
+            }
+        }
+        if let Err(error) = files::remove(&config.data.join(admin::TOKEN_FILE)) {
+            tracing::warn!(%error, "the admin token could not be removed");
+        }
+    }
+}
+
+fn bind(config: &Config, inherited: Inherited) -> anyhow::Result<Vec<BoundListener>> {
+    let (bound, missing) = listeners::bind(config, inherited);
+    let mut needed = Vec::new();
+    for error in missing {
+        if error.name == ListenerName::Amqp && error.error.kind() == std::io::ErrorKind::AddrInUse {
+            // Another AMQP broker on this machine must not keep the hub from starting.
+            tracing::warn!("{error}; going on without it");
+        } else if config.allow_missing_ports {
+            tracing::warn!("{error}; going on without it, as run.allow_missing_ports says");
+        } else {
+            needed.push(error.to_string());
+        }
+    }
+    if !needed.is_empty() {
+        bail!("{}", needed.join("\n"));
+    }
+    Ok(bound)
+}
+
+fn start_admin(
+    config: &Config,
+    socket: std::net::TcpListener,
+    parts: AdminParts,
+    health: HealthView,
+) -> anyhow::Result<AdminServer> {
+    let mut token = [0; 32];
+    SystemChance::default().fill(&mut token);
+    let token = Secret::new(URL_SAFE_NO_PAD.encode(token));
+    files::replace(
+        &config.data.join(admin::TOKEN_FILE),
+        format!("{}\n", token.expose()).as_bytes(),
+        files::PRIVATE,
+    )
+    .context("write the admin token")?;
+    let listener = TcpListener::from_std(socket)?;
+    let routes = admin::listener(parts, health, token);
+    let (stop, stopped) = oneshot::channel();
+    let task = tokio::spawn(async move {
+        let served = axum::serve(listener, routes).with_graceful_shutdown(async {
+            // Told, or nobody is left to tell.
+            let _ = stopped.await;
+        });
+        if let Err(error) = served.await {
+            tracing::error!(%error, "the admin listener failed");
+        }
+    });
+    Ok(AdminServer { stop, task })
+}
+
+fn reach(config: &Config, endpoints: &Endpoints) -> Reach {
+    let amqps = endpoints.address(ListenerName::Amqps);
+    Reach {
+        host_name: config.host_name.clone(),
+        amqps_port: amqps.map(|address| address.port()).filter(|port| *port != AMQPS_PORT),
+        emulator: endpoints.address(ListenerName::Amqp),
+    }
+}
+
+/// What the gateway speaks on a listener; `None` for the admin listener, which is ours.
+fn kind(name: ListenerName) -> Option<ListenerKind> {
+    match name {
+        ListenerName::Mqtts => Some(ListenerKind::Mqtts),
+        ListenerName::Amqps => Some(ListenerKind::Amqps),
+        ListenerName::Https => Some(ListenerKind::Https),
+        ListenerName::Amqp => Some(ListenerKind::Amqp),
+        ListenerName::Mqtt => Some(ListenerKind::Mqtt),
+        ListenerName::Http => Some(ListenerKind::Http),
+        ListenerName::Admin => None,
+    }
+}
+
+/// Says so when the configuration names hub settings that no longer come from it.
+fn tell_of_unused_seed(config: &Config, settings: &Settings, opened: &OpenedHub) {
+    let (seed, current) = (opened::seed(config), opened.hub.settings().get());
+    let differing = [
+        ("hub.retention_days", seed.retention_days != current.retention_days),
+        ("hub.retention_bytes_max", seed.bytes_max != current.bytes_max),
+        ("hub.at_retention_bytes_max", seed.at_bytes_max != current.at_bytes_max),
+        (
+            "hub.consumer_groups",
+            seed.consumer_groups
+                .iter()
+                .any(|group| !current.consumer_groups.contains(group)),
+        ),
+    ];
+    for (key, differs) in differing {
+        if differs && settings.is_set(key) {
+            tracing::info!(
+                key,
+                "this key is only for the first start and differs from the hub's setting; change that with `fieldpost hub apply`"
+            );
+        }
+    }
+}

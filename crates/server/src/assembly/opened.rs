@@ -1,0 +1,143 @@
+//! A hub on its store, as `serve` and the commands open it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use axum::Router;
+use fieldpost_hub::settings::HubSettings;
+use fieldpost_hub::{Hub, HubConfig, HubParts};
+use fieldpost_store::log::AtBytesMax;
+use fieldpost_store_embedded::{EmbeddedConfig, EmbeddedStore};
+
+use super::lock::{DataLock, LockError};
+use crate::admin::{self, AdminParts, Reach};
+use crate::clock::{SystemChance, SystemClock};
+use crate::config::{Config, ListenerName};
+use crate::{admin::AMQPS_PORT, files, keyfile, trust};
+
+/// A hub that this process has opened.
+pub(crate) struct OpenedHub {
+    /// The hub.
+    pub(crate) hub: Hub,
+    /// Its clock.
+    pub(crate) clock: Arc<SystemClock>,
+    reach: Reach,
+    _lock: DataLock,
+}
+
+/// Opens the hub of a data directory for one command, beside no running hub.
+pub(crate) async fn open_for_command(config: &Config) -> anyhow::Result<OpenedHub> {
+    files::prepare_data_directory(&config.data)?;
+    let lock = DataLock::take(&config.data)?;
+    open(config, lock, Purpose::Command).await
+}
+
+/// What a store is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// To serve devices.
+    Serve,
+    /// For one command of the command line, which works on test stores and others alike.
+    Command,
+}
+
+/// Opens the store, then the hub.
+pub(super) async fn open(
+    config: &Config,
+    lock: DataLock,
+    purpose: Purpose,
+) -> anyhow::Result<OpenedHub> {
+    let chance = Arc::new(SystemChance::default());
+    let keyring = keyfile::load(&config.store.key_file, store_exists(config), &*chance)?;
+    let clock = Arc::new(if config.test_mode {
+        SystemClock::movable()
+    } else {
+        SystemClock::new()
+    });
+    let path = store_path(config);
+    let engine = engine_config(config, purpose);
+    let store_clock = Arc::clone(&clock);
+    let store = tokio::task::spawn_blocking(move || EmbeddedStore::open(&path, engine, store_clock))
+        .await?
+        .with_context(|| format!("open the store in {}", config.data.display()))?;
+    let hub = Hub::open(HubParts {
+        store,
+        timer: Arc::clone(&clock) as _,
+        chance,
+        keyring,
+        config: hub_config(config),
+    })
+    .await
+    .context("open the hub")?;
+    let amqps = config.listener(ListenerName::Amqps).port;
+    let emulator = config.listener(ListenerName::Amqp);
+    let emulator_address = emulator.address.filter(|_| emulator.enabled && emulator.port != 0);
+    Ok(OpenedHub {
+        hub,
+        clock,
+        reach: Reach {
+            host_name: config.host_name.clone(),
+            amqps_port: Some(amqps).filter(|port| ![0, AMQPS_PORT].contains(port)),
+            emulator: emulator_address.map(|address| (address, emulator.port).into()),
+        },
+        _lock: lock,
+    })
+}
+
+/// Whether a hub was ever opened in the data directory.
+pub(crate) fn store_exists(config: &Config) -> bool {
+    store_path(config).exists()
+}
+
+/// Where the storage engine keeps its files.
+pub(crate) fn store_path(config: &Config) -> PathBuf {
+    config.data.join("store")
+}
+
+/// Whether opening failed because another process is at it.
+pub(crate) fn is_locked(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(LockError::Held { .. }))
+}
+
+impl OpenedHub {
+    /// The admin routes, without guards.
+    pub(crate) fn admin_router(&self) -> Router {
+        admin::routes(AdminParts {
+            hub: self.hub.clone(),
+            reach: Arc::new(self.reach.clone()),
+            movable_clock: None,
+        })
+    }
+
+    /// Makes everything durable, closes the store, and lets go of the data directory.
+    pub(crate) async fn close(self) {
+        self.hub.close().await;
+    }
+}
+
+fn hub_config(config: &Config) -> HubConfig {
+    let mut host_names = trust::built_in_names(&config.hub_name);
+    host_names.extend(config.names());
+    HubConfig {
+        name: config.hub_name.clone(),
+        host_names,
+        in_flight_bytes: config.in_flight_bytes,
+        seed: seed(config),
+    }
+}
+
+/// The settings that a new hub starts with.
+pub(super) fn seed(config: &Config) -> HubSettings {
+    HubSettings {
+        retention_days: config.seed.retention_days,
+        consumer_groups: config.seed.consumer_groups.clone(),
+        bytes_max: config.seed.retention_bytes_max,
+        at_bytes_max: if config.seed.drop_oldest {
+            AtBytesMax::DropOldest
+        } else {
+            AtBytesMax::HoldMessages
+        },
+        partition_count: config.seed.partition_count,
+    }
+}

@@ -1,0 +1,290 @@
+//! Walking over everything that is stored, offline.
+
+use std::collections::BTreeMap;
+use std::ops::{Bound, ControlFlow};
+use std::path::Path;
+
+use fieldpost_store::StoreError;
+use fieldpost_store::documents::{Collection, Revision};
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::OpenError;
+use super::engine::{Engine, Space, View};
+use super::fjall_engine::FjallEngine;
+use super::layout::{self, Name, RowError, StateRow};
+use super::read;
+
+/// Lines of damage that are told one by one; the rest is counted.
+const LINES_MAX: usize = 1_000;
+
+/// Checks every row of the documents at `path`: checksums, and that documents, change feed and
+/// counts agree. Gives one line for each damage, none when there is none.
+///
+/// The directory must not be in use. As every opening does, this cuts off a write that a crash
+/// tore.
+///
+/// # Errors
+/// When the documents cannot be looked at.
+pub fn verify(path: &Path) -> Result<Vec<String>, OpenError> {
+    let engine = match FjallEngine::open(path) {
+        Ok(engine) => engine,
+        Err(damage @ OpenError::Damaged { .. }) => return Ok(vec![damage.to_string()]),
+        Err(error) => return Err(error),
+    };
+    let view = engine.snapshot();
+    let loaded = match read::load(path, &*view) {
+        Ok(loaded) => loaded,
+        Err(damage @ OpenError::Damaged { .. }) => return Ok(vec![damage.to_string()]),
+        Err(error) => return Err(error),
+    };
+    let mut walk = Walk {
+        view: &*view,
+        state: loaded.state,
+        damage: Damage::default(),
+    };
+    let outcome = walk.all(&loaded.counts);
+    let mut damage = walk.damage;
+    if let Err(error) = outcome {
+        damage.add(error.to_string());
+    }
+    Ok(damage.into_lines())
+}
+
+#[derive(Default)]
+struct Damage {
+    lines: Vec<String>,
+    untold: u64,
+}
+
+impl Damage {
+    fn add(&mut self, line: String) {
+        if self.lines.len() < LINES_MAX {
+            self.lines.push(line);
+        } else {
+            self.untold += 1;
+        }
+    }
+
+    fn into_lines(mut self) -> Vec<String> {
+        if self.untold > 0 {
+            self.lines.push(format!("and {} more", self.untold));
+        }
+        self.lines
+    }
+}
+
+/// A sum over pairs of name and revision that does not depend on their order: equal for two tables
+/// that hold the same pairs.
+#[derive(Default, PartialEq, Eq)]
+struct Fingerprint {
+    pairs: u64,
+    sum: u64,
+}
+
+impl Fingerprint {
+    fn add(&mut self, name: &[u8], revision: Revision) {
+        let pair = [&revision.to_le_bytes(), name].concat();
+        self.pairs += 1;
+        self.sum = self.sum.wrapping_add(xxh3_64(&pair));
+    }
+}
+
+struct Walk<'a> {
+    view: &'a dyn View,
+    state: StateRow,
+    damage: Damage,
+}
+
+impl Walk<'_> {
+    fn all(&mut self, counts: &BTreeMap<(Collection, u8), u64>) -> Result<(), StoreError> {
+        let mut counted = BTreeMap::new();
+        let mut documents = Fingerprint::default();
+        self.each(Space::Documents, |walk, name, row| {
+            let (revision, class) = layout::parse_document_head(name, row)?;
+            walk.check_revision(Space::Documents, name, revision);
+            documents.add(name, revision);
+            if let Some((collection, _)) = layout::split_name(name) {
+                *counted.entry((collection, class)).or_insert(0u64) += 1;
+            }
+            Ok(())
+        })?;
+        let feed = self.fingerprint_of_changes(Space::Feed)?;
+        let deletions = self.fingerprint_of_changes(Space::Deletions)?;
+        let mut deleted = Fingerprint::default();
+        let state = self.state;
+        let view = self.view;
+        let mut failed = None;
+        self.each(Space::Deleted, |walk, name, row| {
+            let revision = layout::parse_deleted(name, row)?;
+            walk.check_revision(Space::Deleted, name, revision);
+            // Older ones are remains that nobody looks at.
+            if revision <= state.deletions_trimmed {
+                return Ok(());
+            }
+            deleted.add(name, revision);
+            match view.get(Space::Documents, name) {
+                Ok(None) => {}
+                Ok(Some(_)) => walk.damage.add(format!(
+                    "table deleted: {} was deleted at revision {revision} and is a document",
+                    shown(name)
+                )),
+                Err(error) => failed = Some(error),
+            }
+            Ok(())
+        })?;
+        if let Some(error) = failed {
+            return Err(error.into());
+        }
+
+        for ((collection, class), count) in &counted {
+            self.check_count(*collection, *class, *count, counts);
+        }
+        for ((collection, class), count) in counts {
+            if !counted.contains_key(&(*collection, *class)) {
+                self.damage.add(format!(
+                    "count of collection {}, class {class}: {count}, and there are no such documents",
+                    collection.0
+                ));
+            }
+        }
+        if deletions.pairs != self.state.deletions {
+            self.damage.add(format!(
+                "count of deletions: {}, and there are {}",
+                self.state.deletions, deletions.pairs
+            ));
+        }
+        if documents != feed {
+            self.compare(Space::Documents, Space::Feed)?;
+        }
+        if deleted != deletions {
+            self.compare(Space::Deleted, Space::Deletions)?;
+        }
+        Ok(())
+    }
+
+    fn fingerprint_of_changes(&mut self, space: Space) -> Result<Fingerprint, StoreError> {
+        let mut fingerprint = Fingerprint::default();
+        self.each(space, |walk, key, row| {
+            let revision = layout::split_revision_key(space, key)?;
+            let (collection, document) = layout::parse_change(space, key, row)?;
+            let name = layout::name(collection, document);
+            walk.check_revision(space, &name, revision);
+            fingerprint.add(&name, revision);
+            Ok(())
+        })?;
+        Ok(fingerprint)
+    }
+
+    fn check_revision(&mut self, space: Space, name: &[u8], revision: Revision) {
+        if revision == 0 || revision > self.state.revision {
+            self.damage.add(format!(
+                "table {}, {}: revision {revision} was never given out; the newest is {}",
+                space.name(),
+                shown(name),
+                self.state.revision
+            ));
+        }
+    }
+
+    fn check_count(
+        &mut self,
+        collection: Collection,
+        class: u8,
+        found: u64,
+        counts: &BTreeMap<(Collection, u8), u64>,
+    ) {
+        let kept = counts.get(&(collection, class)).copied().unwrap_or(0);
+        if kept != found {
+            self.damage.add(format!(
+                "count of collection {}, class {class}: {kept}, and there are {found} documents",
+                collection.0
+            ));
+        }
+    }
+
+    /// Finds the pairs of two tables that do not agree: one by name, one by revision.
+    fn compare(&mut self, by_name: Space, by_revision: Space) -> Result<(), StoreError> {
+        let view = self.view;
+        let trimmed = self.state.deletions_trimmed;
+        let mut failed = None;
+        self.each(by_name, |walk, name, row| {
+            let revision = if by_name == Space::Documents {
+                layout::parse_document_head(name, row)?.0
+            } else {
+                layout::parse_deleted(name, row)?
+            };
+            if by_name == Space::Deleted && revision <= trimmed {
+                return Ok(());
+            }
+            let key = layout::revision_key(revision);
+            let there = match view.get(by_revision, &key) {
+                Ok(Some(row)) => layout::parse_change(by_revision, &key, &row)
+                    .is_ok_and(|(collection, key)| layout::name(collection, key) == name),
+                Ok(None) => false,
+                Err(error) => {
+                    failed = Some(error);
+                    false
+                }
+            };
+            if !there {
+                walk.damage.add(format!(
+                    "table {}: no row for {} at revision {revision}",
+                    by_revision.name(),
+                    shown(name)
+                ));
+            }
+            Ok(())
+        })?;
+        self.each(by_revision, |walk, key, row| {
+            let revision = layout::split_revision_key(by_revision, key)?;
+            let (collection, document) = layout::parse_change(by_revision, key, row)?;
+            let name: Name = layout::name(collection, document);
+            let found = match view.get(by_name, &name) {
+                Ok(Some(row)) if by_name == Space::Documents => {
+                    layout::parse_document_head(&name, &row)
+                        .ok()
+                        .map(|(revision, _)| revision)
+                }
+                Ok(Some(row)) => layout::parse_deleted(&name, &row).ok(),
+                Ok(None) => None,
+                Err(error) => {
+                    failed = Some(error);
+                    None
+                }
+            };
+            if found != Some(revision) {
+                walk.damage.add(format!(
+                    "table {}, revision {revision}: {} is not at this revision in table {}",
+                    by_revision.name(),
+                    shown(&name),
+                    by_name.name()
+                ));
+            }
+            Ok(())
+        })?;
+        failed.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// Goes over a whole table; a damaged row is told and passed over.
+    fn each(
+        &mut self,
+        space: Space,
+        mut check: impl FnMut(&mut Self, &[u8], &[u8]) -> Result<(), RowError>,
+    ) -> Result<(), StoreError> {
+        let view = self.view;
+        view.range(space, Bound::Unbounded, &mut |key, row| {
+            if let Err(error) = check(self, key, row) {
+                self.damage.add(error.to_string());
+            }
+            ControlFlow::Continue(())
+        })?;
+        Ok(())
+    }
+}
+
+fn shown(name: &[u8]) -> String {
+    match layout::split_name(name) {
+        Some((collection, key)) => format!("{}/{}", collection.0, key.escape_ascii()),
+        None => name.escape_ascii().to_string(),
+    }
+}

@@ -1,0 +1,483 @@
+//! Reading records and times from segments.
+//!
+//! The index leads to a group at or before what is wanted; from there groups are walked in order.
+//! Short runs come out of the stretch that was read ahead, long ones are read by themselves.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use fieldpost_model::{SequenceNumber, StreamId, Timestamp};
+use fieldpost_store::StoreError;
+use fieldpost_store::log::{ReadRequest, Records, StoredRecord};
+
+use super::Shared;
+use super::format::group::{self, GroupHeader, GroupKind, HEADER_BYTES, Run};
+use super::format::index::{ENTRY_DISTANCE, Entry, SegmentIndex};
+use super::format::{BLOCK, BLOCK_BYTES, Key, size, to_block};
+use super::frames::{Frames, NextFrame};
+use super::scan::Window;
+use super::segment::{Segment, segment_name};
+
+/// Frames of a run from here on are read by themselves and not out of the stretch read ahead.
+const DIRECT_BYTES: u64 = 4096;
+
+/// The most that is read of a run at once, unless a record is longer.
+const CHUNK_BYTES: usize = 1024 * 1024;
+
+/// A read that has something to give goes on looking for more on no more bytes than this.
+const WALK_BYTES: u64 = 4 * 1024 * 1024;
+
+impl Shared {
+    /// Reads durable records, from the disk where memory does not have them.
+    pub(super) fn read(&self, request: &ReadRequest) -> Result<Records, StoreError> {
+        if let Some(records) = self.tail.read(request) {
+            return Ok(records);
+        }
+        let key = (request.stream, request.partition);
+        let bounds = self.tail.bounds(key);
+        let from = request.from.max(bounds.first);
+        let mut out = Records {
+            records: Vec::new(),
+            next: from,
+        };
+        if from >= bounds.next {
+            return Ok(out);
+        }
+        let mut segment = self.segments.holding(key, from);
+        let mut taken = 0usize;
+        while let Some(current) = segment {
+            let following = self.segments.following(current.id);
+            let mut walk = self.walk(&current, key, out.next)?;
+            while out.next < bounds.next {
+                let enough = out.records.len() >= request.records_max
+                    || taken >= request.bytes_max
+                    || walk.walked() >= WALK_BYTES;
+                if enough && !out.records.is_empty() {
+                    return Ok(out);
+                }
+                let Some(found) = walk.next_run(out.next)? else {
+                    break;
+                };
+                if found.first > out.next {
+                    return self.missing(out, key, found.first, &current, found.group);
+                }
+                let before = out.next;
+                let full = walk.read_run(&found, request, &mut out, &mut taken)?;
+                if full {
+                    return Ok(out);
+                }
+                if out.next == before {
+                    break;
+                }
+            }
+            if out.next >= bounds.next {
+                return Ok(out);
+            }
+            // Where the next segment begins tells whether this one should have had more.
+            let begins = following.as_ref().map(|next| next.base.next(key));
+            match begins {
+                Some(begins) if begins > out.next => {
+                    return self.missing(out, key, begins, &current, current.end());
+                }
+                Some(_) => segment = following,
+                None => return self.missing(out, key, bounds.next, &current, current.end()),
+            }
+        }
+        // The segment was dropped between the look at the bounds and the look at the list.
+        let first = (self.segments.oldest()).map_or(bounds.next, |oldest| oldest.base.next(key));
+        if out.records.is_empty() && first > out.next {
+            return self.read(&ReadRequest {
+                from: first,
+                ..*request
+            });
+        }
+        Ok(out)
+    }
+
+    /// The first record that is later than `after`.
+    pub(super) fn seek_time(
+        &self,
+        key: Key,
+        after: Timestamp,
+    ) -> Result<SequenceNumber, StoreError> {
+        let bounds = self.tail.bounds(key);
+        if bounds.last_enqueued.is_none_or(|last| last <= after) {
+            return Ok(bounds.next);
+        }
+        let mut segment = self.segments.holding_time(after);
+        while let Some(current) = segment {
+            if let Some(found) = self.seek_time_in(&current, key, after)? {
+                return Ok(found.max(bounds.first));
+            }
+            segment = self.segments.following(current.id);
+        }
+        Ok(bounds.next)
+    }
+
+    fn seek_time_in(
+        &self,
+        segment: &Arc<Segment>,
+        key: Key,
+        after: Timestamp,
+    ) -> Result<Option<SequenceNumber>, StoreError> {
+        let floor = self.look(segment, |index| index.floor_time(key, after))?;
+        let Some(floor) = floor else {
+            return Ok(None);
+        };
+        let mut walk = Walk::new(self, segment, key, floor);
+        while let Some(found) = walk.next_run(0)? {
+            if found.header.enqueued > after {
+                return Ok(Some(found.first));
+            }
+        }
+        Ok(None)
+    }
+
+    fn walk<'a>(
+        &'a self,
+        segment: &'a Arc<Segment>,
+        key: Key,
+        from: SequenceNumber,
+    ) -> Result<Walk<'a>, StoreError> {
+        let found = self.look(segment, |index| {
+            index.floor(key, from).or_else(|| index.after(key, from))
+        })?;
+        // Without an entry before it, a record that should be here stands before all that are.
+        let start = found.unwrap_or(Entry {
+            sequence: from,
+            enqueued: segment.created,
+            group: segment.end(),
+            frame: 0,
+        });
+        Ok(Walk::new(self, segment, key, start))
+    }
+
+    fn look<T>(
+        &self,
+        segment: &Arc<Segment>,
+        look: impl Fn(&SegmentIndex) -> T,
+    ) -> Result<T, StoreError> {
+        self.segments
+            .look(segment, look)
+            .map_err(|error| read_failure(segment, 0, &error))
+    }
+
+    /// What was found so far, or, when that is nothing, that records are missing.
+    fn missing(
+        &self,
+        out: Records,
+        key: Key,
+        until: SequenceNumber,
+        segment: &Segment,
+        at: u64,
+    ) -> Result<Records, StoreError> {
+        if !out.records.is_empty() {
+            return Ok(out);
+        }
+        Err(damaged(segment, at, key, out.next, until))
+    }
+}
+
+/// A walk along the groups of one segment, for one partition.
+struct Walk<'a> {
+    shared: &'a Shared,
+    segment: &'a Arc<Segment>,
+    key: Key,
+    window: Window<'a>,
+    at: u64,
+    began: u64,
+    /// The entry that led here, or the last one passed.
+    entry: Entry,
+    /// Runs of the group at `group` that are still to be looked at.
+    runs: std::vec::IntoIter<(Run, u64)>,
+    group: u64,
+    header: Option<GroupHeader>,
+}
+
+/// A run of the partition.
+struct FoundRun {
+    header: GroupHeader,
+    /// Where its group starts.
+    group: u64,
+    first: SequenceNumber,
+    count: u32,
+    /// Where its frames start, from the start of the group.
+    offset: u64,
+    bytes: u64,
+}
+
+impl<'a> Walk<'a> {
+    fn new(
+        shared: &'a Shared,
+        segment: &'a Arc<Segment>,
+        key: Key,
+        entry: Entry,
+    ) -> Self {
+        Self {
+            shared,
+            segment,
+            key,
+            window: Window::new(&*segment.file),
+            at: entry.group,
+            began: entry.group,
+            entry,
+            runs: Vec::new().into_iter(),
+            group: entry.group,
+            header: None,
+        }
+    }
+
+    /// How far this has come.
+    fn walked(&self) -> u64 {
+        self.at.saturating_sub(self.began)
+    }
+
+    /// The next run that ends behind `from`.
+    fn next_run(&mut self, from: SequenceNumber) -> Result<Option<FoundRun>, StoreError> {
+        let (stream, partition) = self.key;
+        loop {
+            for (run, offset) in self.runs.by_ref() {
+                let Some(first) = run.first(stream).filter(|_| run.partition == partition) else {
+                    continue;
+                };
+                let Some(header) = self.header.filter(|_| first + u64::from(run.count) > from)
+                else {
+                    continue;
+                };
+                return Ok(Some(FoundRun {
+                    header,
+                    group: self.group,
+                    first,
+                    count: run.count,
+                    offset,
+                    bytes: u64::from(run.bytes),
+                }));
+            }
+            if !self.next_group()? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Reads the next group's header; false at the end of what can hold anything.
+    fn next_group(&mut self) -> Result<bool, StoreError> {
+        if self.at >= self.entry.group.saturating_add(ENTRY_DISTANCE)
+            && !self.jump()?
+        {
+            return Ok(false);
+        }
+        let end = self.segment.end();
+        while self.at < end {
+            let at = self.at;
+            match self.read_group(at)? {
+                Some((header, runs)) => {
+                    self.at = at + to_block(u64::from(header.bytes));
+                    if header.kind == GroupKind::Sealed {
+                        return Ok(false);
+                    }
+                    let mut offset = HEADER_BYTES as u64 + u64::from(header.table_bytes);
+                    let runs: Vec<_> = runs
+                        .into_iter()
+                        .map(|run| {
+                            let start = offset;
+                            offset += u64::from(run.bytes);
+                            (run, start)
+                        })
+                        .collect();
+                    self.runs = runs.into_iter();
+                    self.group = at;
+                    self.header = Some(header);
+                    return Ok(true);
+                }
+                // Not a group, although the segment goes on: damage. What is missing shows in the
+                // sequence numbers of the next sound run.
+                None => self.at += BLOCK,
+            }
+        }
+        Ok(false)
+    }
+
+    /// Goes on at the next entry of the index, if the walk came to nothing near the last.
+    fn jump(&mut self) -> Result<bool, StoreError> {
+        let (key, sequence) = (self.key, self.entry.sequence);
+        let later = self
+            .shared
+            .look(self.segment, |index| index.after(key, sequence))?;
+        let Some(later) = later else {
+            return Ok(false);
+        };
+        self.entry = later;
+        self.at = self.at.max(later.group);
+        Ok(true)
+    }
+
+    fn read_group(&mut self, at: u64) -> Result<Option<(GroupHeader, Vec<Run>)>, StoreError> {
+        let failure = |error: io::Error| read_failure(self.segment, at, &error);
+        let block = self.window.get(at, BLOCK_BYTES).map_err(failure)?;
+        let Ok(header) = group::peek(block) else {
+            return Ok(None);
+        };
+        if header.segment != self.segment.id {
+            return Ok(None);
+        }
+        let head = HEADER_BYTES + size(u64::from(header.table_bytes));
+        let bytes = self.window.get(at, head).map_err(failure)?;
+        Ok(group::decode(self.shared.log_id, bytes).ok())
+    }
+
+    /// Reads records of a run into `out`. True when a limit is reached.
+    fn read_run(
+        &mut self,
+        found: &FoundRun,
+        request: &ReadRequest,
+        out: &mut Records,
+        taken: &mut usize,
+    ) -> Result<bool, StoreError> {
+        let (mut sequence, mut offset) = self.start_in(found, out.next)?;
+        let end = found.offset + found.bytes;
+        let last = found.first + u64::from(found.count);
+        let mut wanted = 0usize;
+        while sequence < last {
+            let left = request.bytes_max.saturating_sub(*taken);
+            let chunk = left.clamp(BLOCK_BYTES, CHUNK_BYTES).max(wanted);
+            let chunk = size(end - offset).min(chunk);
+            let content = self.content(found, offset, chunk)?;
+            let whole = content.len();
+            let mut frames = Frames::new(content);
+            wanted = 0;
+            while sequence < last {
+                let before = frames.rest();
+                let next = if sequence < out.next {
+                    // Records in front of the first one wanted are not asked whether they are well.
+                    match frames.skip() {
+                        Some(()) => {
+                            sequence += 1;
+                            continue;
+                        }
+                        None => frames.next_checked(),
+                    }
+                } else {
+                    frames.next_checked()
+                };
+                match next {
+                    NextFrame::Record(data) => {
+                        let after = taken.saturating_add(data.len());
+                        let full = out.records.len() >= request.records_max
+                            || after > request.bytes_max;
+                        if full && !out.records.is_empty() {
+                            return Ok(true);
+                        }
+                        *taken = after;
+                        out.records.push(StoredRecord {
+                            sequence,
+                            enqueued: found.header.enqueued,
+                            data,
+                        });
+                        sequence += 1;
+                        out.next = sequence;
+                    }
+                    NextFrame::Longer(bytes) if offset + (whole - before + bytes) as u64 <= end => {
+                        offset += (whole - before) as u64;
+                        wanted = bytes;
+                        break;
+                    }
+                    NextFrame::End if offset + (whole as u64) < end => {
+                        offset += whole as u64;
+                        break;
+                    }
+                    NextFrame::Damaged => {
+                        let at = found.group + offset + (whole - before) as u64;
+                        return self.damaged(out, at, sequence, sequence + 1);
+                    }
+                    NextFrame::Longer(_) | NextFrame::End => {
+                        let at = found.group + offset + (whole - before) as u64;
+                        return self.damaged(out, at, sequence.max(out.next), last);
+                    }
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// Where in a run to begin: at its start, or at the place that the index names.
+    fn start_in(
+        &self,
+        found: &FoundRun,
+        from: SequenceNumber,
+    ) -> Result<(SequenceNumber, u64), StoreError> {
+        let key = self.key;
+        let entry = self
+            .shared
+            .look(self.segment, |index| index.floor(key, from))?;
+        Ok(match entry {
+            Some(entry)
+                if entry.group == found.group
+                    && entry.sequence >= found.first
+                    && u64::from(entry.frame) >= found.offset
+                    && u64::from(entry.frame) < found.offset + found.bytes =>
+            {
+                (entry.sequence, u64::from(entry.frame))
+            }
+            _ => (found.first, found.offset),
+        })
+    }
+
+    /// Bytes of a run. Short runs are copied out of the stretch read ahead, so that a record does
+    /// not keep all of that in memory.
+    fn content(&mut self, found: &FoundRun, offset: u64, bytes: usize) -> Result<Bytes, StoreError> {
+        let at = found.group + offset;
+        let failure = |error: io::Error| read_failure(self.segment, at, &error);
+        if found.bytes < DIRECT_BYTES || self.window.holds(at, bytes) {
+            let content = self.window.get(at, bytes).map_err(failure)?;
+            return Ok(Bytes::copy_from_slice(content));
+        }
+        let mut content = BytesMut::zeroed(bytes);
+        let read = self
+            .segment
+            .file
+            .read_at(&mut content, at)
+            .map_err(failure)?;
+        content.truncate(read);
+        Ok(content.freeze())
+    }
+
+    fn damaged(
+        &self,
+        out: &Records,
+        at: u64,
+        from: SequenceNumber,
+        to: SequenceNumber,
+    ) -> Result<bool, StoreError> {
+        if out.records.is_empty() {
+            return Err(damaged(self.segment, at, self.key, from, to));
+        }
+        // What is sound is given first; the next read begins at the damage and says so.
+        Ok(true)
+    }
+}
+
+fn damaged(
+    segment: &Segment,
+    at: u64,
+    key: Key,
+    from: SequenceNumber,
+    to: SequenceNumber,
+) -> StoreError {
+    let (StreamId(stream), partition) = key;
+    let name = segment_name(segment.id);
+    let last = to.saturating_sub(1);
+    StoreError::Damaged {
+        what: format!(
+            "log/{name} at byte {at}: stream {stream} partition {partition} sequence numbers {from} to {last} cannot be read; sound records go on at {to}"
+        )
+        .into(),
+    }
+}
+
+fn read_failure(segment: &Segment, at: u64, error: &io::Error) -> StoreError {
+    let name = segment_name(segment.id);
+    StoreError::Read {
+        reason: format!("log/{name} at byte {at}: {error}").into(),
+    }
+}

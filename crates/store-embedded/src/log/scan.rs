@@ -1,0 +1,455 @@
+//! Walking a segment from its first group to its last, checking everything.
+//!
+//! Groups form a chain: each names the number of the one before it. That tells three things apart.
+//! Bytes behind which the chain goes on were acknowledged, so they are *damage*. A broken group at
+//! the end was either being written when the process ended (*torn*, the normal case) or was
+//! damaged since; nobody had heard of it in the first case, so it is cut and mentioned. What
+//! carries another segment's number is left over from an earlier use of the file and is nothing.
+
+use std::io;
+
+use bytes::{Bytes, BytesMut};
+use fieldpost_model::Timestamp;
+
+use super::format::group::{self, GroupHeader, GroupKind, HEADER_BYTES, Run};
+use super::format::index::{Entry, SegmentIndex};
+use super::format::{BLOCK, BLOCK_BYTES, LogId, Positions, size, to_block};
+use super::frames::{Frames, NextFrame};
+use super::segment::{Segment, segment_name};
+use crate::damage::{Damage, LostRecords};
+use crate::files::File;
+
+/// Damages that are told one by one; a file that is one ruin is not listed block by block.
+const DAMAGES_MAX: usize = 1000;
+
+/// Bytes that are read at once.
+const WINDOW_BYTES: usize = 256 * 1024;
+
+/// Records in a run that are indexed one by one.
+const NOTE_BYTES: usize = 16 * 1024;
+
+/// Where to begin, and what is known of what comes before.
+pub(super) struct ScanFrom<'a> {
+    pub(super) file: &'a dyn File,
+    pub(super) log: LogId,
+    pub(super) segment: u64,
+    /// Where the first group stands.
+    pub(super) start: u64,
+    /// The number of the group before the segment, if its header could be read.
+    pub(super) last_group: Option<u64>,
+    /// Where partitions stand before the segment.
+    pub(super) positions: Positions,
+}
+
+/// What was found.
+pub(super) struct Scanned {
+    /// Where the last group ends.
+    pub(super) end: u64,
+    /// The number of the last group, or of the one before the segment.
+    pub(super) last_group: Option<u64>,
+    /// Store time of the first group.
+    pub(super) first_time: Option<Timestamp>,
+    /// Store time of the last group.
+    pub(super) last_time: Option<Timestamp>,
+    /// What the last group was there for.
+    pub(super) last_kind: Option<GroupKind>,
+    /// Where partitions stand behind the segment.
+    pub(super) positions: Positions,
+    pub(super) index: SegmentIndex,
+    pub(super) groups: u64,
+    pub(super) records: u64,
+    /// What was acknowledged and cannot be read.
+    pub(super) damage: Vec<Damage>,
+    /// A last group that is not whole.
+    pub(super) torn: Option<Damage>,
+}
+
+/// Makes the index of a segment anew; gives the end of the segment as well.
+pub(super) fn rebuild_index(segment: &Segment, log: LogId) -> io::Result<(SegmentIndex, u64)> {
+    let scanned = scan(ScanFrom {
+        file: &*segment.file,
+        log,
+        segment: segment.id,
+        start: segment.start,
+        last_group: None,
+        positions: segment.base.clone(),
+    })?;
+    Ok((scanned.index, scanned.end))
+}
+
+/// Walks a segment.
+pub(super) fn scan(from: ScanFrom<'_>) -> io::Result<Scanned> {
+    let length = from.file.bytes()?;
+    let mut scanner = Scanner {
+        window: Window::new(from.file),
+        log: from.log,
+        segment: from.segment,
+        gap: None,
+        suspect: None,
+        found: Scanned {
+            end: from.start,
+            last_group: from.last_group,
+            first_time: None,
+            last_time: None,
+            last_kind: None,
+            positions: from.positions,
+            index: SegmentIndex::default(),
+            groups: 0,
+            records: 0,
+            damage: Vec::new(),
+            torn: None,
+        },
+    };
+    let mut at = from.start;
+    while at < length {
+        match scanner.read_group(at, length)? {
+            Some(group) => {
+                at += to_block(u64::from(group.header.bytes));
+                let last = group.header.kind == GroupKind::Sealed;
+                scanner.take(group);
+                if last {
+                    break;
+                }
+            }
+            None => {
+                scanner.gap.get_or_insert(at);
+                at += BLOCK;
+            }
+        }
+    }
+    scanner.finish()
+}
+
+struct Scanner<'a> {
+    window: Window<'a>,
+    log: LogId,
+    segment: u64,
+    /// Where bytes begin that are no group.
+    gap: Option<u64>,
+    /// A group with a sound header and broken frames: damage if the chain goes on, torn if not.
+    suspect: Option<FoundGroup>,
+    found: Scanned,
+}
+
+struct FoundGroup {
+    at: u64,
+    header: GroupHeader,
+    runs: Vec<FoundRun>,
+}
+
+struct FoundRun {
+    run: Run,
+    /// Where the frames start, from the start of the group.
+    offset: u32,
+    /// Records to index: how many stand before it in the run, where, and bytes until the next.
+    notes: Vec<(u32, u32, u32)>,
+    /// Broken records: from, to (exclusive), counted in the run, and bytes likewise.
+    broken: Vec<BrokenRecords>,
+}
+
+#[derive(Clone, Copy)]
+struct BrokenRecords {
+    from: u32,
+    to: u32,
+    at: u32,
+    until: u32,
+}
+
+impl Scanner<'_> {
+    /// The group at a position, if there is one that may follow the last.
+    fn read_group(&mut self, at: u64, length: u64) -> io::Result<Option<FoundGroup>> {
+        let block = self.window.get(at, BLOCK_BYTES)?;
+        let Ok(header) = group::peek(block) else {
+            return Ok(None);
+        };
+        let last = self.last_number();
+        let follows = last.is_none_or(|last| header.number > last && header.last_durable >= last);
+        let fits = at
+            .checked_add(u64::from(header.bytes))
+            .is_some_and(|end| end <= length);
+        if header.segment != self.segment || !follows || !fits {
+            return Ok(None);
+        }
+        let head = HEADER_BYTES + size(u64::from(header.table_bytes));
+        let Ok((header, runs)) = group::decode(self.log, self.window.get(at, head)?) else {
+            return Ok(None);
+        };
+        let mut found = Vec::with_capacity(runs.len());
+        let mut offset = HEADER_BYTES as u64 + u64::from(header.table_bytes);
+        for run in runs {
+            let frames = self.window.take(at + offset, size(u64::from(run.bytes)))?;
+            let bytes = u64::from(run.bytes);
+            // Within the group, whose length is a u32.
+            let start = u32::try_from(offset).unwrap_or(u32::MAX);
+            found.push(check_run(run, start, frames));
+            offset += bytes;
+        }
+        Ok(Some(FoundGroup {
+            at,
+            header,
+            runs: found,
+        }))
+    }
+
+    fn last_number(&self) -> Option<u64> {
+        self.suspect
+            .as_ref()
+            .map(|group| group.header.number)
+            .or(self.found.last_group)
+    }
+
+    /// Takes a group whose header is sound into the result.
+    fn take(&mut self, group: FoundGroup) {
+        let last = self.last_number();
+        // The chain goes on behind the suspect, so somebody was told that it was durable.
+        if let Some(suspect) = self.suspect.take() {
+            self.apply(suspect);
+        }
+        if let Some(from) = self.gap.take() {
+            let what = match last {
+                Some(last) if group.header.last_durable > last => format!(
+                    "groups {} to {} are not readable",
+                    last + 1,
+                    group.header.last_durable
+                ),
+                _ => "not a group, although groups follow".to_owned(),
+            };
+            self.damaged(from, group.at, what, Vec::new());
+        } else if let Some(last) = last.filter(|last| group.header.last_durable > *last) {
+            let what = format!("groups {} to {} are missing", last + 1, group.header.last_durable);
+            self.damaged(group.at, group.at, what, Vec::new());
+        }
+        if group.runs.iter().any(|run| !run.broken.is_empty()) {
+            self.suspect = Some(group);
+        } else {
+            self.apply(group);
+        }
+    }
+
+    fn apply(&mut self, group: FoundGroup) {
+        let FoundGroup { at, header, runs } = group;
+        let end = at + to_block(u64::from(header.bytes));
+        for found in runs {
+            let partition = found.run.partition;
+            for &(stream, first) in &found.run.streams {
+                let key = (stream, partition);
+                let expected = self.found.positions.next(key);
+                let next = first + u64::from(found.run.count);
+                if first > expected {
+                    let lost = LostRecords {
+                        stream,
+                        partition,
+                        from: expected,
+                        to: first,
+                    };
+                    self.lost(at, lost);
+                } else if first < expected {
+                    let what = format!(
+                        "partition {partition} goes back from sequence number {expected} to {first}"
+                    );
+                    self.damaged(at, end, what, Vec::new());
+                }
+                for &(before, frame, bytes) in &found.notes {
+                    let entry = Entry {
+                        sequence: first + u64::from(before),
+                        enqueued: header.enqueued,
+                        group: at,
+                        frame,
+                    };
+                    self.found.index.note(key, entry, u64::from(bytes));
+                }
+                self.found
+                    .positions
+                    .advance(key, next.max(expected), header.enqueued);
+            }
+            for broken in &found.broken {
+                let lost = found.run.streams.iter().map(|&(stream, first)| LostRecords {
+                    stream,
+                    partition,
+                    from: first + u64::from(broken.from),
+                    to: first + u64::from(broken.to),
+                });
+                let base = at + u64::from(found.offset);
+                let what = format!("records of group {} do not pass their check", header.number);
+                self.damaged(
+                    base + u64::from(broken.at),
+                    base + u64::from(broken.until),
+                    what,
+                    lost.collect(),
+                );
+            }
+        }
+        self.found.groups += 1;
+        self.found.records += u64::from(header.records);
+        self.found.end = end;
+        self.found.last_group = Some(header.number);
+        self.found.last_kind = Some(header.kind);
+        self.found.first_time.get_or_insert(header.enqueued);
+        self.found.last_time = Some(header.enqueued);
+    }
+
+    fn finish(mut self) -> io::Result<Scanned> {
+        if let Some(suspect) = self.suspect.take() {
+            self.found.torn = Some(Damage {
+                file: segment_name(self.segment),
+                from: suspect.at,
+                to: suspect.at + to_block(u64::from(suspect.header.bytes)),
+                what: torn(suspect.header.number),
+                lost: Vec::new(),
+            });
+        } else if let Some(at) = self.gap {
+            let last = self.found.last_group;
+            let block = self.window.get(at, BLOCK_BYTES)?;
+            if let Ok(header) = group::peek(block)
+                && header.segment == self.segment
+                && last.is_none_or(|last| header.number > last)
+            {
+                self.found.torn = Some(Damage {
+                    file: segment_name(self.segment),
+                    from: at,
+                    to: at + to_block(u64::from(header.bytes)),
+                    what: torn(header.number),
+                    lost: Vec::new(),
+                });
+            }
+        }
+        Ok(self.found)
+    }
+
+    /// Adds lost records to the damage that ends where they should have stood, or says by itself
+    /// that they are not there.
+    fn lost(&mut self, at: u64, lost: LostRecords) {
+        if let Some(last) = self.found.damage.last_mut()
+            && last.to == at
+        {
+            last.lost.push(lost);
+            return;
+        }
+        self.damaged(at, at, "records are missing before this".to_owned(), vec![lost]);
+    }
+
+    fn damaged(&mut self, from: u64, to: u64, what: String, lost: Vec<LostRecords>) {
+        if self.found.damage.len() < DAMAGES_MAX {
+            self.found.damage.push(Damage {
+                file: segment_name(self.segment),
+                from,
+                to,
+                what,
+                lost,
+            });
+        }
+    }
+}
+
+fn torn(number: u64) -> String {
+    format!("group {number}, the last, is torn or damaged and was cut off")
+}
+
+/// Walks the frames of a run.
+fn check_run(run: Run, offset: u32, content: Bytes) -> FoundRun {
+    let whole = crc32c::crc32c(&content) == run.check;
+    let total = content.len();
+    let mut frames = Frames::new(content);
+    let mut found = FoundRun {
+        run,
+        offset,
+        notes: Vec::new(),
+        broken: Vec::new(),
+    };
+    let place = |rest: usize| u32::try_from(total - rest).unwrap_or(u32::MAX);
+    let mut record = 0;
+    let mut since = NOTE_BYTES;
+    while record < found.run.count {
+        let at = place(frames.rest());
+        let next = frames.next_checked();
+        let until = place(frames.rest());
+        match next {
+            NextFrame::Record(_) => {
+                if since >= NOTE_BYTES {
+                    found.notes.push((record, offset.saturating_add(at), 0));
+                    since = 0;
+                }
+                let bytes = until - at;
+                since += size(u64::from(bytes));
+                if let Some((_, _, sum)) = found.notes.last_mut() {
+                    *sum = sum.saturating_add(bytes);
+                }
+            }
+            NextFrame::Damaged => found.broken.push(BrokenRecords {
+                from: record,
+                to: record + 1,
+                at,
+                until,
+            }),
+            // Without its length nothing behind a record can be found.
+            NextFrame::Longer(_) | NextFrame::End => {
+                found.broken.push(BrokenRecords {
+                    from: record,
+                    to: found.run.count,
+                    at,
+                    until: u32::try_from(total).unwrap_or(u32::MAX),
+                });
+                break;
+            }
+        }
+        record += 1;
+    }
+    // Sound records that are not the ones the table speaks of: all are left from another group.
+    if !whole && found.broken.is_empty() {
+        found.notes.clear();
+        found.broken.push(BrokenRecords {
+            from: 0,
+            to: found.run.count,
+            at: 0,
+            until: u32::try_from(total).unwrap_or(u32::MAX),
+        });
+    }
+    found
+}
+
+/// Reads ahead, so that a walk in small steps is not a call for each.
+pub(super) struct Window<'a> {
+    file: &'a dyn File,
+    at: u64,
+    data: Bytes,
+}
+
+impl<'a> Window<'a> {
+    pub(super) fn new(file: &'a dyn File) -> Self {
+        Self {
+            file,
+            at: 0,
+            data: Bytes::new(),
+        }
+    }
+
+    /// Bytes from a position; fewer when the file ends.
+    pub(super) fn get(&mut self, at: u64, bytes: usize) -> io::Result<&[u8]> {
+        let range = self.load(at, bytes)?;
+        Ok(self.data.get(range).unwrap_or_default())
+    }
+
+    /// The same, to keep.
+    pub(super) fn take(&mut self, at: u64, bytes: usize) -> io::Result<Bytes> {
+        let range = self.load(at, bytes)?;
+        Ok(self.data.slice(range))
+    }
+
+    /// Whether bytes are here already.
+    pub(super) fn holds(&self, at: u64, bytes: usize) -> bool {
+        at >= self.at && size(at - self.at).saturating_add(bytes) <= self.data.len()
+    }
+
+    fn load(&mut self, at: u64, bytes: usize) -> io::Result<std::ops::Range<usize>> {
+        if !self.holds(at, bytes) {
+            let mut data = BytesMut::zeroed(bytes.max(WINDOW_BYTES));
+            let read = self.file.read_at(&mut data, at)?;
+            data.truncate(read);
+            self.at = at;
+            self.data = data.freeze();
+        }
+        let start = size(at - self.at);
+        let end = start.saturating_add(bytes).min(self.data.len());
+        Ok(start.min(end)..end)
+    }
+}
