@@ -273,9 +273,7 @@ impl Reader {
             message_format: 0,
             payload: &[request.as_ref()],
         };
-        self.engine
-            .send(pair.requests, &delivery)
-            .map_err(protocol)?;
+        self.engine.send(requests, &delivery).map_err(protocol)?;
         Ok(())
     }
 
