@@ -13,5 +13,6 @@ mod transport;
 
 pub use connection_string::{ConnectionString, InvalidConnectionString};
 pub use device::{Device, DeviceOptions};
+pub use fieldpost_mqtt::PacketId;
 pub use reader::{Event, Reader, ReaderOptions, Start};
 pub use transport::{ConnectError, Trust};

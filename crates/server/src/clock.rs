@@ -18,8 +18,14 @@ pub(crate) struct SystemClock {
 }
 
 /// The system's source of random bytes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct SystemChance(SystemRandom);
+
+impl Default for SystemChance {
+    fn default() -> Self {
+        Self(SystemRandom::new())
+    }
+}
 
 impl SystemClock {
     /// A clock whose monotonic time starts now.

@@ -1,1 +1,25 @@
-//! placeholder
+//! The default storage engine: one directory, no other process.
+//!
+//! Events live in a segment log of our own ([`log`]), everything else in a key-value store
+//! ([`documents`]). [`EmbeddedStore::open`] puts both together under one lock, [`verify`] checks a
+//! store that nobody has open. Both facets share one [`health::StoreHealth`]: a failed write or
+//! sync of either turns the whole store read-only.
+//!
+//! The crate knows what is stored as bytes only, and nothing of the hub's rules.
+
+mod damage;
+mod directory;
+pub mod documents;
+pub mod files;
+pub mod health;
+pub mod log;
+mod store;
+#[cfg(test)]
+mod testing;
+mod verify;
+
+pub use damage::{Damage, LostRecords};
+pub use log::verify::LogVerdict;
+pub use log::{DiskMarks, LogSettings};
+pub use store::{EmbeddedConfig, EmbeddedStore, OpenError};
+pub use verify::{VerifyReport, verify};

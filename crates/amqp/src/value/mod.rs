@@ -4,16 +4,17 @@
 //! [`DEPTH_MAX`] deep, an announced count is never above the bytes that are left, and nothing is
 //! allocated from an announced size.
 
+mod compound;
 mod read;
 mod write;
 
 use std::borrow::{Borrow, Cow};
 use std::fmt;
 
-pub use read::{
-    ArrayIter, ArrayRef, Decoder, DescribedRef, DescriptorRef, ListIter, ListRef, MapIter, MapRef,
-    ValueRef,
+pub use compound::{
+    ArrayIter, ArrayRef, DescribedRef, DescriptorRef, ListIter, ListRef, MapIter, MapRef,
 };
+pub use read::{Decoder, ValueRef};
 pub use write::Encoder;
 pub(crate) use write::{length32, overwrite};
 

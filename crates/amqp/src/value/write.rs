@@ -1,3 +1,5 @@
+//! Writing values.
+
 use bytes::{BufMut, BytesMut};
 
 use super::{Array, Descriptor, DescriptorRef, Map, Symbol, Value, ValueRef};

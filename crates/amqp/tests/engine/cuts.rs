@@ -81,7 +81,9 @@ fn recorded() -> (Vec<Vec<u8>>, Vec<Event>, Vec<u8>) {
                     let _ = client.set_auto_credit(*link, 2);
                 }
             }
-            20 => client.detach(links[0], None).expect("attached"),
+            20 => client
+                .detach(*links.first().expect("attached"), None)
+                .expect("attached"),
             22 => client.close(None),
             24 => break,
             _ => {}

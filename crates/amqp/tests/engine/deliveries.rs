@@ -46,7 +46,8 @@ fn outcomes(events: Vec<Event>) -> Vec<Outcome> {
 fn upward(pair: &mut Pair, credit: u32) -> (LinkId, LinkId) {
     let (session, _) = pair.begin();
     let (ours, theirs) = pair.attach(session, sender("up"));
-    pair.server.engine.set_credit(theirs, credit).unwrap();
+    let result = pair.server.engine.set_credit(theirs, credit);
+    assert_eq!(result, Ok(()));
     pair.run();
     assert_eq!(pair.client.take(), [Event::Credit(ours)]);
     (ours, theirs)
@@ -56,7 +57,8 @@ fn upward(pair: &mut Pair, credit: u32) -> (LinkId, LinkId) {
 fn downward(pair: &mut Pair, attach: Attach, credit: u32) -> (LinkId, LinkId) {
     let (session, _) = pair.begin();
     let (ours, theirs) = pair.attach(session, attach);
-    pair.client.engine.set_credit(ours, credit).unwrap();
+    let result = pair.client.engine.set_credit(ours, credit);
+    assert_eq!(result, Ok(()));
     pair.run();
     assert_eq!(pair.server.take(), [Event::Credit(theirs)]);
     (ours, theirs)

@@ -65,7 +65,10 @@ pub(crate) async fn apply(
             Err(invalid) => errors.push(error(device_id, module_id, &invalid.into())),
         }
     }
-    let ids: Vec<_> = items.iter().map(|item| item.device.device_id.clone()).collect();
+    let ids: Vec<_> = items
+        .iter()
+        .map(|item| item.device.device_id.clone())
+        .collect();
     let results = api.hub.registry().bulk(items).await;
     for (id, result) in ids.iter().zip(results) {
         if let Err(refused) = result {

@@ -151,13 +151,16 @@ fn if_match(headers: &HeaderMap) -> Result<Option<Precondition>, Refusal> {
 fn is_api_version(text: &str) -> bool {
     let date = text.strip_suffix("-preview").unwrap_or(text);
     let dated = date.len() == API_VERSION_MIN.len()
-        && date.bytes().zip(API_VERSION_MIN.bytes()).all(|(byte, like)| {
-            if like == b'-' {
-                byte == b'-'
-            } else {
-                byte.is_ascii_digit()
-            }
-        });
+        && date
+            .bytes()
+            .zip(API_VERSION_MIN.bytes())
+            .all(|(byte, like)| {
+                if like == b'-' {
+                    byte == b'-'
+                } else {
+                    byte.is_ascii_digit()
+                }
+            });
     dated && date >= API_VERSION_MIN
 }
 
@@ -167,7 +170,8 @@ mod tests {
 
     #[test]
     fn any_dated_version_since_2016_is_taken() {
-        let check = |text: &str, expected: bool| assert_eq!(is_api_version(text), expected, "{text}");
+        let check =
+            |text: &str, expected: bool| assert_eq!(is_api_version(text), expected, "{text}");
         check("2021-04-12", true);
         check("2016-11-14", true);
         check("2031-01-01", true);

@@ -82,11 +82,7 @@ impl Activity {
 }
 
 /// Serves requests until the connection ends.
-pub(crate) async fn serve<S>(
-    stream: S,
-    context: &mut ConnectionContext,
-    routes: Routes,
-) -> Ended<S>
+pub(crate) async fn serve<S>(stream: S, context: &mut ConnectionContext, routes: Routes) -> Ended<S>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {

@@ -362,6 +362,16 @@ mod tests {
 
     use super::*;
 
+    fn asks_for_keys(spec: &DeviceSpec) -> bool {
+        matches!(
+            spec.authentication,
+            AuthenticationSpec::Sas {
+                primary: None,
+                secondary: None,
+            }
+        )
+    }
+
     #[test]
     fn devices_are_read_as_sdks_write_them() {
         // Node's registry: keys of empty text mean "make some".
@@ -373,11 +383,7 @@ mod tests {
         .unwrap();
         assert_eq!(spec.device_id.as_str(), "dev1");
         assert_eq!(spec.status, Some(DeviceStatus::Enabled));
-        let none = AuthenticationSpec::Sas {
-            primary: None,
-            secondary: None,
-        };
-        assert_eq!(spec.authentication, none);
+        assert!(asks_for_keys(&spec));
         // Python's: an empty object, and nulls elsewhere.
         let spec = device_from_json(json!({
             "deviceId": "dev1", "status": null, "capabilities": {"iotEdge": true},
@@ -386,7 +392,7 @@ mod tests {
         .unwrap();
         assert_eq!(spec.status, None);
         assert!(spec.iot_edge);
-        assert_eq!(spec.authentication, none);
+        assert!(asks_for_keys(&spec));
         // 2016: no type.
         let spec = device_from_json(json!({
             "deviceId": "dev1",

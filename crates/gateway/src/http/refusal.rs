@@ -96,11 +96,7 @@ impl Refusal {
         use StatusCode as S;
         match self {
             Self::NoSuchPath => (S::NOT_FOUND, 404_000, "GenericNotFound"),
-            Self::MethodNotAllowed => (
-                S::METHOD_NOT_ALLOWED,
-                405_000,
-                "GenericMethodNotAllowed",
-            ),
+            Self::MethodNotAllowed => (S::METHOD_NOT_ALLOWED, 405_000, "GenericMethodNotAllowed"),
             Self::BadRequest(_) => (S::BAD_REQUEST, 400_000, "GenericBadRequest"),
             Self::ApiVersion => (S::BAD_REQUEST, 400_001, "InvalidProtocolVersion"),
             Self::Format(_) => (S::BAD_REQUEST, 400_006, "IotHubFormatError"),
@@ -110,9 +106,7 @@ impl Refusal {
             Self::ModuleNotFound => (S::NOT_FOUND, 404_010, "ModuleNotFound"),
             Self::DeviceAlreadyExists => (S::CONFLICT, 409_001, "DeviceAlreadyExists"),
             Self::DefinedTwice => (S::BAD_REQUEST, 400_011, "DeviceDefinedMultipleTimes"),
-            Self::PreconditionFailed => {
-                (S::PRECONDITION_FAILED, 412_001, "PreconditionFailed")
-            }
+            Self::PreconditionFailed => (S::PRECONDITION_FAILED, 412_001, "PreconditionFailed"),
             Self::BodyTooLarge => (S::PAYLOAD_TOO_LARGE, 413_001, "MessageTooLarge"),
             Self::BodyTimeout => (S::BAD_REQUEST, 400_024, "RequestTimedOut"),
             Self::Unavailable => (S::SERVICE_UNAVAILABLE, 503_001, "ServiceUnavailable"),

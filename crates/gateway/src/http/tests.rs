@@ -32,7 +32,13 @@ impl Service {
         Self { hub, routes }
     }
 
-    async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: String) -> Answer {
+    async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: String,
+    ) -> Answer {
         let mut request = Request::builder().method(method).uri(path);
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -66,18 +72,24 @@ impl Service {
         let (method, path) = call;
         let separator = if path.contains('?') { '&' } else { '?' };
         let path = format!("{path}{separator}api-version=2021-04-12");
-        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let body = if body.is_null() {
+            String::new()
+        } else {
+            body.to_string()
+        };
         self.send(method, &path, &headers, body).await
     }
 
     async fn call(&self, method: &str, path: &str, if_match: Option<&str>, body: Value) -> Answer {
-        self.call_as("iothubowner", (method, path), if_match, body).await
+        self.call_as("iothubowner", (method, path), if_match, body)
+            .await
     }
 
     async fn create(&self, id: &str) -> Answer {
         let body = json!({"deviceId": id, "status": "enabled", "authentication":
             {"type": "sas", "symmetricKey": {"primaryKey": "", "secondaryKey": ""}}});
-        self.call("PUT", &format!("/devices/{id}"), None, body).await
+        self.call("PUT", &format!("/devices/{id}"), None, body)
+            .await
     }
 }
 
@@ -90,7 +102,10 @@ fn check_refusal(answer: &Answer, status: u16, name: &str) {
     assert!(!text.is_empty());
     let tracking = answer.body["ExceptionMessage"].as_str().unwrap();
     assert!(tracking.starts_with("Tracking ID:"), "{tracking}");
-    assert!(tracking.ends_with("-G:0-TimeStamp:01/15/2027 08:00:00"), "{tracking}");
+    assert!(
+        tracking.ends_with("-G:0-TimeStamp:01/15/2027 08:00:00"),
+        "{tracking}"
+    );
 }
 
 #[tokio::test]
@@ -111,14 +126,20 @@ async fn a_device_lives_from_its_creation_to_its_deletion() {
     assert_eq!(document["cloudToDeviceMessageCount"], 0);
     check_refusal(&service.create("dev1").await, 409, "DeviceAlreadyExists");
 
-    let read = service.call("GET", "/devices/dev1", None, Value::Null).await;
+    let read = service
+        .call("GET", "/devices/dev1", None, Value::Null)
+        .await;
     assert_eq!(read.body, created.body);
 
     let disabled = json!({"deviceId": "dev1", "status": "disabled", "statusReason": "broken"});
-    let answer = service.call("PUT", "/devices/dev1", Some("\"other\""), disabled.clone()).await;
+    let answer = service
+        .call("PUT", "/devices/dev1", Some("\"other\""), disabled.clone())
+        .await;
     check_refusal(&answer, 412, "PreconditionFailed");
     let quoted = format!("\"{etag}\"");
-    let updated = service.call("PUT", "/devices/dev1", Some(&quoted), disabled.clone()).await;
+    let updated = service
+        .call("PUT", "/devices/dev1", Some(&quoted), disabled.clone())
+        .await;
     assert_eq!(updated.status, 200);
     assert_eq!(updated.body["status"], "disabled");
     assert_eq!(updated.body["statusReason"], "broken");
@@ -127,22 +148,37 @@ async fn a_device_lives_from_its_creation_to_its_deletion() {
         updated.body["authentication"], created.body["authentication"],
         "keys that are not given are kept"
     );
-    let updated = service.call("PUT", "/devices/dev1", Some("\"*\""), disabled.clone()).await;
+    let updated = service
+        .call("PUT", "/devices/dev1", Some("\"*\""), disabled.clone())
+        .await;
     assert_eq!(updated.status, 200);
-    let statistics = service.call("GET", "/statistics/devices", None, Value::Null).await;
-    let expected = json!({"totalDeviceCount": 1, "enabledDeviceCount": 0, "disabledDeviceCount": 1});
+    let statistics = service
+        .call("GET", "/statistics/devices", None, Value::Null)
+        .await;
+    let expected =
+        json!({"totalDeviceCount": 1, "enabledDeviceCount": 0, "disabledDeviceCount": 1});
     assert_eq!(statistics.body, expected);
 
-    let answer = service.call("DELETE", "/devices/dev1", Some(&quoted), Value::Null).await;
+    let answer = service
+        .call("DELETE", "/devices/dev1", Some(&quoted), Value::Null)
+        .await;
     check_refusal(&answer, 412, "PreconditionFailed");
-    let answer = service.call("DELETE", "/devices/dev1", Some("\"*\""), Value::Null).await;
+    let answer = service
+        .call("DELETE", "/devices/dev1", Some("\"*\""), Value::Null)
+        .await;
     assert_eq!(answer.status, 204);
     assert_eq!(answer.body, Value::Null);
-    let answer = service.call("DELETE", "/devices/dev1", Some("*"), Value::Null).await;
+    let answer = service
+        .call("DELETE", "/devices/dev1", Some("*"), Value::Null)
+        .await;
     check_refusal(&answer, 404, "DeviceNotFound");
-    let answer = service.call("GET", "/devices/dev1", None, Value::Null).await;
+    let answer = service
+        .call("GET", "/devices/dev1", None, Value::Null)
+        .await;
     check_refusal(&answer, 404, "DeviceNotFound");
-    let answer = service.call("PUT", "/devices/dev1", Some("\"*\""), disabled).await;
+    let answer = service
+        .call("PUT", "/devices/dev1", Some("\"*\""), disabled)
+        .await;
     check_refusal(&answer, 404, "DeviceNotFound");
 }
 
@@ -155,18 +191,28 @@ async fn lists_and_modules_are_arrays() {
     let ids = async |path: &str| {
         let answer = service.call("GET", path, None, Value::Null).await;
         let list = answer.body.as_array().unwrap().clone();
-        list.iter().map(|d| d["deviceId"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        list.iter()
+            .map(|d| d["deviceId"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
     };
     assert_eq!(ids("/devices/").await, ["a", "b", "c"]);
     assert_eq!(ids("/Devices?top=2").await, ["a", "b"]);
     assert_eq!(ids("/devices?top=0").await, ["a", "b", "c"]);
-    let modules = service.call("GET", "/devices/a/modules", None, Value::Null).await;
+    let modules = service
+        .call("GET", "/devices/a/modules", None, Value::Null)
+        .await;
     assert_eq!((modules.status.as_u16(), modules.body), (200, json!([])));
-    let modules = service.call("GET", "/devices/z/modules", None, Value::Null).await;
+    let modules = service
+        .call("GET", "/devices/z/modules", None, Value::Null)
+        .await;
     check_refusal(&modules, 404, "DeviceNotFound");
-    let module = service.call("GET", "/devices/a/modules/m", None, Value::Null).await;
+    let module = service
+        .call("GET", "/devices/a/modules/m", None, Value::Null)
+        .await;
     check_refusal(&module, 404, "ModuleNotFound");
-    let answer = service.call("GET", "/statistics/service", None, Value::Null).await;
+    let answer = service
+        .call("GET", "/statistics/service", None, Value::Null)
+        .await;
     assert_eq!(answer.body, json!({"connectedDeviceCount": 0}));
 }
 
@@ -174,10 +220,14 @@ async fn lists_and_modules_are_arrays() {
 async fn ids_are_decoded_after_the_path_is_split() {
     let service = Service::open().await;
     let put = async |path: &str, id: &str| {
-        service.call("PUT", path, None, json!({"deviceId": id})).await
+        service
+            .call("PUT", path, None, json!({"deviceId": id}))
+            .await
     };
     assert_eq!(put("/devices/a%25%23b", "a%#b").await.status, 200);
-    let read = service.call("GET", "/devices//a%25%23b/", None, Value::Null).await;
+    let read = service
+        .call("GET", "/devices//a%25%23b/", None, Value::Null)
+        .await;
     assert_eq!(read.body["deviceId"], "a%#b");
     check_refusal(&put("/devices/a%2Fb", "a/b").await, 400, "ArgumentInvalid");
     check_refusal(&put("/devices/x", "y").await, 400, "ArgumentInvalid");
@@ -195,7 +245,10 @@ async fn many_devices_are_changed_for_themselves() {
     ]);
     let answer = service.call("POST", "/devices/", None, body).await;
     assert_eq!(answer.status, 200, "{}", answer.body);
-    assert_eq!(answer.body, json!({"isSuccessful": true, "errors": [], "warnings": []}));
+    assert_eq!(
+        answer.body,
+        json!({"isSuccessful": true, "errors": [], "warnings": []})
+    );
 
     let body = json!([
         {"id": "old", "importMode": "create"},
@@ -206,12 +259,20 @@ async fn many_devices_are_changed_for_themselves() {
     ]);
     let answer = service.call("POST", "/devices", None, body).await;
     assert_eq!(answer.status, 400);
-    assert_eq!(answer.headers["iothuberrorcode"], "BulkRegistryOperationFailure");
+    assert_eq!(
+        answer.headers["iothuberrorcode"],
+        "BulkRegistryOperationFailure"
+    );
     assert_eq!(answer.body["isSuccessful"], false);
     let errors = answer.body["errors"].as_array().unwrap();
     let mut errors: Vec<_> = errors
         .iter()
-        .map(|e| (e["deviceId"].as_str().unwrap(), e["errorCode"].as_str().unwrap()))
+        .map(|e| {
+            (
+                e["deviceId"].as_str().unwrap(),
+                e["errorCode"].as_str().unwrap(),
+            )
+        })
         .collect();
     errors.sort_unstable();
     let expected = [
@@ -224,7 +285,9 @@ async fn many_devices_are_changed_for_themselves() {
     let gone = service.call("GET", "/devices/new", None, Value::Null).await;
     check_refusal(&gone, 404, "DeviceNotFound");
     let item = json!({"id": "x", "importMode": "create"});
-    let answer = service.call("POST", "/devices", None, json!(vec![item; 101])).await;
+    let answer = service
+        .call("POST", "/devices", None, json!(vec![item; 101]))
+        .await;
     check_refusal(&answer, 400, "ArgumentInvalid");
     let answer = service.call("POST", "/devices", None, json!([])).await;
     check_refusal(&answer, 400, "ArgumentInvalid");
@@ -240,7 +303,11 @@ async fn rights_decide_what_a_policy_may_do() {
             .call_as(policy, (method, "/devices/dev1"), Some("*"), body)
             .await;
         if allowed {
-            assert!(answer.status.is_success(), "{policy} {method}: {}", answer.body);
+            assert!(
+                answer.status.is_success(),
+                "{policy} {method}: {}",
+                answer.body
+            );
         } else {
             check_refusal(&answer, 401, "IotHubUnauthorizedAccess");
         }
@@ -254,7 +321,10 @@ async fn rights_decide_what_a_policy_may_do() {
     let path = "/devices/dev1?api-version=2021-04-12";
     let answer = service.send("GET", path, &[], String::new()).await;
     check_refusal(&answer, 401, "IotHubUnauthorizedAccess");
-    let forged = service.hub.policy_token("iothubowner").replace("sig=", "sig=A");
+    let forged = service
+        .hub
+        .policy_token("iothubowner")
+        .replace("sig=", "sig=A");
     let headers = [("authorization", forged.as_str())];
     let answer = service.send("GET", path, &headers, String::new()).await;
     check_refusal(&answer, 401, "IotHubUnauthorizedAccess");
@@ -272,13 +342,21 @@ async fn requests_that_are_not_understood_say_why() {
     let put = "/devices/dev1?api-version=2021-04-12";
     let answer = service.send("PUT", put, &headers, "{".to_owned()).await;
     check_refusal(&answer, 400, "IotHubFormatError");
-    let answer = service.send("PUT", put, &headers, " ".repeat(64 * 1024 + 1)).await;
+    let answer = service
+        .send("PUT", put, &headers, " ".repeat(64 * 1024 + 1))
+        .await;
     check_refusal(&answer, 413, "MessageTooLarge");
-    let answer = service.call("GET", "/nothing/here", None, Value::Null).await;
+    let answer = service
+        .call("GET", "/nothing/here", None, Value::Null)
+        .await;
     check_refusal(&answer, 404, "GenericNotFound");
-    let answer = service.call("PATCH", "/devices/dev1", None, Value::Null).await;
+    let answer = service
+        .call("PATCH", "/devices/dev1", None, Value::Null)
+        .await;
     check_refusal(&answer, 405, "GenericMethodNotAllowed");
-    let answer = service.call("PUT", "/statistics/devices", None, Value::Null).await;
+    let answer = service
+        .call("PUT", "/statistics/devices", None, Value::Null)
+        .await;
     check_refusal(&answer, 405, "GenericMethodNotAllowed");
 }
 

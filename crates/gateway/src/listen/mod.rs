@@ -1,10 +1,10 @@
 //! Accepting connections: sockets, TLS, WebSocket, limits and drain.
 
 pub mod limits;
-pub mod tls;
-pub(crate) mod upgrade;
 #[cfg(test)]
 mod tests;
+pub mod tls;
+pub(crate) mod upgrade;
 mod websocket;
 
 use std::fmt;
@@ -198,10 +198,7 @@ impl Acceptor {
             ListenerKind::Amqp => Transport::LoopbackEventHubs,
             ListenerKind::Mqtt | ListenerKind::Http => Transport::Plain,
         };
-        let context = self
-            .service
-            .shared
-            .connection(peer, local, over, admission);
+        let context = self.service.shared.connection(peer, local, over, admission);
         let kind = self.service.kind;
         let span = debug_span!(
             "connection",
@@ -213,9 +210,15 @@ impl Acceptor {
         let service = self.service.clone();
         // A task of its own type per kind: an MQTT connection does not pay for HTTP's state.
         match kind {
-            ListenerKind::Mqtts => connections.spawn(service.mqtts(stream, context).instrument(span)),
-            ListenerKind::Amqps => connections.spawn(service.amqps(stream, context).instrument(span)),
-            ListenerKind::Https => connections.spawn(service.https(stream, context).instrument(span)),
+            ListenerKind::Mqtts => {
+                connections.spawn(service.mqtts(stream, context).instrument(span))
+            }
+            ListenerKind::Amqps => {
+                connections.spawn(service.amqps(stream, context).instrument(span))
+            }
+            ListenerKind::Https => {
+                connections.spawn(service.https(stream, context).instrument(span))
+            }
             ListenerKind::Mqtt => connections.spawn(serve_mqtt(stream, context).instrument(span)),
             ListenerKind::Amqp => connections.spawn(serve_amqp(stream, context).instrument(span)),
             ListenerKind::Http => connections.spawn(service.http(stream, context).instrument(span)),

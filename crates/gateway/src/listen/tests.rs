@@ -140,9 +140,7 @@ async fn mqtt_over_websocket_beside_rest_on_one_port() {
         let headers = request.headers_mut();
         headers.insert("sec-websocket-protocol", offered.parse().unwrap());
         let stream: Box<dyn Duplex> = match kind {
-            ListenerKind::Https => {
-                Box::new(served.tls(kind, &rustls::version::TLS12, false).await)
-            }
+            ListenerKind::Https => Box::new(served.tls(kind, &rustls::version::TLS12, false).await),
             _ => Box::new(served.tcp(kind).await),
         };
         let (mut socket, response) = tokio_tungstenite::client_async(request, stream)
@@ -179,9 +177,19 @@ async fn rest_takes_chunked_bodies_on_a_connection_that_is_kept() {
     let body = r#"{"deviceId":"dev1"}"#;
     let chunked = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
     let requests = [
-        ("PUT", "transfer-encoding: chunked\r\n", chunked.as_str(), "200 OK"),
+        (
+            "PUT",
+            "transfer-encoding: chunked\r\n",
+            chunked.as_str(),
+            "200 OK",
+        ),
         ("GET", "", "", "200 OK"),
-        ("DELETE", "if-match: \"*\"\r\ncontent-length: 0\r\n", "", "204 No Content"),
+        (
+            "DELETE",
+            "if-match: \"*\"\r\ncontent-length: 0\r\n",
+            "",
+            "204 No Content",
+        ),
         ("GET", "", "", "404 Not Found"),
     ];
     for (method, headers, body, status) in requests {
@@ -191,7 +199,10 @@ async fn rest_takes_chunked_bodies_on_a_connection_that_is_kept() {
         );
         stream.write_all(request.as_bytes()).await.unwrap();
         let answer = read_answer(&mut stream).await;
-        assert!(answer.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{answer}");
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status}\r\n")),
+            "{answer}"
+        );
     }
     // A WebSocket nowhere.
     let request = "GET /elsewhere HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\n\

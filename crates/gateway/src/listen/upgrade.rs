@@ -51,7 +51,9 @@ fn grant(request: &request::Parts) -> Result<Upgrade, Refusal> {
     }
     let version = headers.get(header::SEC_WEBSOCKET_VERSION);
     if version.is_none_or(|version| version != "13") {
-        return Err(Refusal::bad_request("only version 13 of WebSocket is spoken"));
+        return Err(Refusal::bad_request(
+            "only version 13 of WebSocket is spoken",
+        ));
     }
     let key = headers
         .get(header::SEC_WEBSOCKET_KEY)
@@ -59,7 +61,9 @@ fn grant(request: &request::Parts) -> Result<Upgrade, Refusal> {
     let (spelling, subprotocol) = tokens(headers, &header::SEC_WEBSOCKET_PROTOCOL)
         .find_map(|offered| {
             let subprotocol = Subprotocol::parse(offered)?;
-            allowed.contains(&subprotocol).then_some((offered, subprotocol))
+            allowed
+                .contains(&subprotocol)
+                .then_some((offered, subprotocol))
         })
         .ok_or_else(|| Refusal::bad_request("none of the offered subprotocols is spoken here"))?;
     let accept = derive_accept_key(key.as_bytes());
@@ -127,31 +131,44 @@ mod tests {
 
     #[test]
     fn subprotocols_are_granted_in_the_spelling_offered() {
-        let check = |path: &str, offered: &str, expected: Result<(&str, Subprotocol), StatusCode>| {
-            let headers = [&BASE[..], &[("sec-websocket-protocol", offered)]].concat();
-            let outcome = match ask("GET", path, &headers).expect("it asks for an upgrade") {
-                Upgrade::Granted(response, subprotocol) => {
-                    assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
-                    // The vector of RFC 6455, section 1.3.
-                    let accept = &response.headers()["sec-websocket-accept"];
-                    assert_eq!(accept, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
-                    let spelling = response.headers()["sec-websocket-protocol"].clone();
-                    Ok((spelling.to_str().unwrap().to_owned(), subprotocol))
-                }
-                Upgrade::Refused(refusal) => Err(refusal.status()),
+        let check =
+            |path: &str, offered: &str, expected: Result<(&str, Subprotocol), StatusCode>| {
+                let headers = [&BASE[..], &[("sec-websocket-protocol", offered)]].concat();
+                let outcome = match ask("GET", path, &headers).expect("it asks for an upgrade") {
+                    Upgrade::Granted(response, subprotocol) => {
+                        assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
+                        // The vector of RFC 6455, section 1.3.
+                        let accept = &response.headers()["sec-websocket-accept"];
+                        assert_eq!(accept, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+                        let spelling = response.headers()["sec-websocket-protocol"].clone();
+                        Ok((spelling.to_str().unwrap().to_owned(), subprotocol))
+                    }
+                    Upgrade::Refused(refusal) => Err(refusal.status()),
+                };
+                let expected = expected.map(|(spelling, protocol)| (spelling.to_owned(), protocol));
+                assert_eq!(outcome, expected, "{path} {offered}");
             };
-            let expected = expected.map(|(spelling, protocol)| (spelling.to_owned(), protocol));
-            assert_eq!(outcome, expected, "{path} {offered}");
-        };
         use Subprotocol::{Amqp, Mqtt};
         let hub = "/$iothub/websocket";
         check(hub, "mqtt", Ok(("mqtt", Mqtt)));
         check(hub, "MQTT", Ok(("MQTT", Mqtt)));
         check(hub, "AMQPWSB10", Ok(("AMQPWSB10", Amqp)));
         check(hub, "chat, mqtt", Ok(("mqtt", Mqtt)));
-        check("/%24iothub/websocket?iothub-no-client-cert=true", "mqtt", Ok(("mqtt", Mqtt)));
-        check("/$servicebus/websocket/", "AMQPWSB10", Ok(("AMQPWSB10", Amqp)));
-        check("/$servicebus/websocket", "mqtt", Err(StatusCode::BAD_REQUEST));
+        check(
+            "/%24iothub/websocket?iothub-no-client-cert=true",
+            "mqtt",
+            Ok(("mqtt", Mqtt)),
+        );
+        check(
+            "/$servicebus/websocket/",
+            "AMQPWSB10",
+            Ok(("AMQPWSB10", Amqp)),
+        );
+        check(
+            "/$servicebus/websocket",
+            "mqtt",
+            Err(StatusCode::BAD_REQUEST),
+        );
         check(hub, "chat", Err(StatusCode::BAD_REQUEST));
         check(hub, "", Err(StatusCode::BAD_REQUEST));
         check("/devices/dev1", "mqtt", Err(StatusCode::NOT_FOUND));
@@ -161,7 +178,14 @@ mod tests {
     fn what_is_no_upgrade_is_left_to_the_routes() {
         assert!(ask("GET", "/$iothub/websocket", &[]).is_none());
         assert!(ask("GET", "/$iothub/websocket", &[("upgrade", "h2c")]).is_none());
-        assert!(ask("GET", "/devices", &[("connection", "upgrade"), ("upgrade", "h2c")]).is_none());
+        assert!(
+            ask(
+                "GET",
+                "/devices",
+                &[("connection", "upgrade"), ("upgrade", "h2c")]
+            )
+            .is_none()
+        );
     }
 
     #[test]
@@ -169,7 +193,11 @@ mod tests {
         let mut headers = BASE.to_vec();
         headers.push(("sec-websocket-protocol", "mqtt"));
         for missing in ["sec-websocket-version", "sec-websocket-key"] {
-            let headers: Vec<_> = headers.iter().copied().filter(|(n, _)| *n != missing).collect();
+            let headers: Vec<_> = headers
+                .iter()
+                .copied()
+                .filter(|(n, _)| *n != missing)
+                .collect();
             let upgrade = ask("GET", "/$iothub/websocket", &headers);
             assert!(matches!(upgrade, Some(Upgrade::Refused(_))), "{missing}");
         }

@@ -371,8 +371,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WebSocketBytes<S> {
 
 /// RFC 6455, section 5.3, from byte `offset` of the mask on.
 fn unmask(bytes: &mut [u8], mut mask: [u8; 4], offset: usize) {
-    mask.rotate_left(offset % mask.len());
-    for chunk in bytes.chunks_mut(mask.len()) {
+    let length = mask.len();
+    mask.rotate_left(offset % length);
+    for chunk in bytes.chunks_mut(length) {
         for (byte, key) in chunk.iter_mut().zip(mask) {
             *byte ^= key;
         }

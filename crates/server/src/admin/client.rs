@@ -60,9 +60,8 @@ pub(crate) enum NoStore {
 /// Why a call was not answered with success.
 #[derive(Debug, thiserror::Error)]
 #[error("{message} ({code})")]
-pub(crate) struct CallError {
-    /// The code in the answer's body.
-    pub(crate) code: String,
+struct CallError {
+    code: String,
     message: String,
 }
 

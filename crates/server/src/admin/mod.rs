@@ -22,7 +22,7 @@ use axum::routing::{get, post};
 use fieldpost_hub::Hub;
 use fieldpost_hub::secrets::Secret;
 
-pub(crate) use client::{AdminClient, CallError, NoStore};
+pub(crate) use client::{AdminClient, NoStore};
 pub(crate) use connection_strings::AMQPS_PORT;
 pub(crate) use health::{HealthView, Phase};
 

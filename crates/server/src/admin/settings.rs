@@ -2,7 +2,6 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use fieldpost_hub::settings::{ApplyError, HubSettings};
 use fieldpost_store::log::AtBytesMax;
 use serde::Deserialize;
@@ -142,9 +141,10 @@ fn document(parts: &AdminParts, settings: &HubSettings) -> Value {
     })
 }
 
-/// The answer when a setting does not fit has the status of a bad request.
 #[cfg(test)]
 mod tests {
+    use axum::http::StatusCode;
+
     use super::*;
 
     fn change(document: Value) -> Result<HubSettings, String> {

@@ -17,7 +17,7 @@ pub(crate) struct DataLock {
 /// Why a data directory is not ours.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LockError {
-    #[error("the data directory {} is in use by another process{}", path.display(), holder(.holder))]
+    #[error("the data directory {} is in use by another process{}", path.display(), of_holder(.holder))]
     Held { path: PathBuf, holder: String },
     #[error("cannot lock the data directory {}: {error}", path.display())]
     Io { path: PathBuf, error: io::Error },
@@ -60,7 +60,7 @@ impl DataLock {
     }
 }
 
-fn holder(id: &str) -> String {
+fn of_holder(id: &str) -> String {
     if id.is_empty() {
         String::new()
     } else {

@@ -7,15 +7,18 @@ mod opened;
 mod signals;
 mod welcome;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use fieldpost_gateway::{Gateway, GatewayLimits, Listener, ListenerKind};
+use fieldpost_gateway::{Gateway, GatewayLimits, Listener, ListenerKind, TlsIdentity};
+use fieldpost_hub::Hub;
 use fieldpost_hub::clock::Chance as _;
 use fieldpost_hub::secrets::Secret;
+use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
@@ -48,47 +51,26 @@ const STOP_TIME: Duration = Duration::from_millis(9_500);
 /// When something is missing that a hub needs. Nothing is left running then.
 pub(crate) async fn serve(config: Config, settings: Settings) -> anyhow::Result<()> {
     let mut stop = Stop::listen()?;
-    let hang_up = signals::hang_up()?;
-    files::prepare_data_directory(&config.data)?;
-    let lock = DataLock::take(&config.data)?;
-    // Whoever waits for these files must not find those of an earlier process.
-    endpoints::remove(&config.data)?;
-    files::remove(&config.data.join(admin::TOKEN_FILE))?;
-    let inherited = Inherited::from_environment()?;
-    let metrics = metrics::start()?;
-    let trust = Trust::new(&config);
-    let refresher = Refresher::new(trust.clone())?;
-    let opened = opened::open(&config, lock, Purpose::Serve).await?;
-    tell_of_unused_seed(&config, &settings, &opened);
-
-    let running = start(&config, &opened, inherited, &refresher, trust, metrics).await;
-    let running = match running {
-        Ok(running) => running,
-        Err(error) => {
-            opened.close().await;
-            return Err(error);
-        }
-    };
-    let refresh = tokio::spawn(refresher.run(hang_up));
+    let process = Process::start(&config, &settings).await?;
+    let text = welcome::text(&process.endpoints, &config.data, env!("CARGO_PKG_VERSION"));
+    // A hub whose standard output is closed serves all the same.
+    let _ = crate::cli::print(&text);
     stop.requested().await;
-    let stopping = async {
-        running.stop(&config).await;
-        refresh.abort();
-        opened.close().await;
-    };
-    if tokio::time::timeout(STOP_TIME, stopping).await.is_err() {
-        bail!("the hub did not stop within {STOP_TIME:?}; nothing that was acknowledged is lost");
-    }
+    process.stop().await?;
     tracing::info!("stopped");
     Ok(())
 }
 
-/// What runs beside the hub.
-struct Running {
+/// A hub with its listeners, running.
+pub(crate) struct Process {
+    data: PathBuf,
+    opened: OpenedHub,
+    endpoints: Endpoints,
     gateway: Gateway,
     phase: watch::Sender<Phase>,
     admin: Option<AdminServer>,
     upkeep: JoinHandle<()>,
+    refresh: JoinHandle<()>,
 }
 
 struct AdminServer {
@@ -96,18 +78,123 @@ struct AdminServer {
     task: JoinHandle<()>,
 }
 
-async fn start(
+impl Process {
+    /// Takes the data directory, opens the hub in it, and starts everything that listens.
+    ///
+    /// # Errors
+    /// When something is missing that a hub needs. Nothing is left running then.
+    pub(crate) async fn start(config: &Config, settings: &Settings) -> anyhow::Result<Self> {
+        let hang_up = signals::hang_up()?;
+        files::prepare_data_directory(&config.data)?;
+        let lock = DataLock::take(&config.data)?;
+        // Whoever waits for these files must not find those of an earlier process.
+        endpoints::remove(&config.data)?;
+        files::remove(&config.data.join(admin::TOKEN_FILE))?;
+        let inherited = Inherited::from_environment()?;
+        let metrics = metrics::start()?;
+        let trust = Trust::new(config);
+        let ca_certificate = trust.ca_certificate();
+        let refresher = Refresher::new(trust)?;
+        let opened = opened::open(config, lock, Purpose::Serve).await?;
+        tell_of_unused_seed(config, settings, &opened);
+
+        let identity = refresher.identity();
+        let listening = listen(config, &opened, inherited, &identity, ca_certificate, &metrics);
+        let listening = match listening {
+            Ok(listening) => listening,
+            Err(error) => {
+                opened.close().await;
+                return Err(error);
+            }
+        };
+        let process = Self {
+            data: config.data.clone(),
+            opened,
+            endpoints: listening.endpoints,
+            gateway: listening.gateway,
+            phase: listening.phase,
+            admin: listening.admin,
+            upkeep: tokio::spawn(metrics::keep_up(metrics)),
+            refresh: tokio::spawn(refresher.run(hang_up)),
+        };
+        process.phase.send_replace(Phase::Running);
+        if let Err(error) = process.endpoints.write(&config.data) {
+            process.stop().await?;
+            return Err(error).context("write endpoints.json");
+        }
+        tracing::info!(
+            host_name = %config.host_name,
+            data = %config.data.display(),
+            test_mode = config.test_mode,
+            "ready"
+        );
+        Ok(process)
+    }
+
+    /// Where the listeners are.
+    pub(crate) fn endpoints(&self) -> &Endpoints {
+        &self.endpoints
+    }
+
+    /// The hub.
+    pub(crate) fn hub(&self) -> &Hub {
+        &self.opened.hub
+    }
+
+    /// Stops accepting, lets sessions acknowledge what is in flight and say goodbye, and closes
+    /// the store.
+    ///
+    /// # Errors
+    /// When that takes too long; what hangs is then left to the end of the process.
+    pub(crate) async fn stop(self) -> anyhow::Result<()> {
+        let stopped = tokio::time::timeout(STOP_TIME, self.stop_in_order()).await;
+        stopped.with_context(|| {
+            format!("the hub did not stop within {STOP_TIME:?}; nothing that was acknowledged is lost")
+        })
+    }
+
+    async fn stop_in_order(self) {
+        tracing::info!("stopping");
+        self.phase.send_replace(Phase::Stopping);
+        self.refresh.abort();
+        if let Err(error) = endpoints::remove(&self.data) {
+            tracing::warn!(%error, "endpoints.json could not be removed");
+        }
+        self.gateway.drain().await;
+        self.upkeep.abort();
+        if let Some(mut admin) = self.admin {
+            // The server is gone already when nobody listens.
+            let _ = admin.stop.send(());
+            // A long export, or a monitor that never lets go, is cut off.
+            if tokio::time::timeout(ADMIN_STOP_TIME, &mut admin.task).await.is_err() {
+                admin.task.abort();
+            }
+        }
+        if let Err(error) = files::remove(&self.data.join(admin::TOKEN_FILE)) {
+            tracing::warn!(%error, "the admin token could not be removed");
+        }
+        self.opened.close().await;
+    }
+}
+
+/// What was started on the bound sockets.
+struct Listening {
+    endpoints: Endpoints,
+    gateway: Gateway,
+    phase: watch::Sender<Phase>,
+    admin: Option<AdminServer>,
+}
+
+fn listen(
     config: &Config,
     opened: &OpenedHub,
     inherited: Inherited,
-    refresher: &Refresher,
-    trust: Trust,
-    metrics: metrics_exporter_prometheus::PrometheusHandle,
-) -> anyhow::Result<Running> {
+    identity: &TlsIdentity,
+    ca_certificate: Option<PathBuf>,
+    metrics: &PrometheusHandle,
+) -> anyhow::Result<Listening> {
     let bound = bind(config, inherited)?;
-    let endpoints = Endpoints::new(&config.host_name, trust.ca_certificate(), &bound);
-    let (phase, phase_seen) = watch::channel(Phase::Starting);
-
+    let endpoints = Endpoints::new(&config.host_name, ca_certificate, &bound);
     let mut gateway_listeners = Vec::new();
     let mut admin_socket = None;
     for listener in bound {
@@ -124,13 +211,9 @@ async fn start(
         drain: DRAIN_TIME,
         ..GatewayLimits::default()
     };
-    let gateway = Gateway::start(
-        opened.hub.clone(),
-        gateway_listeners,
-        &refresher.identity(),
-        limits,
-    )?;
+    let gateway = Gateway::start(opened.hub.clone(), gateway_listeners, identity, limits)?;
 
+    let (phase, phase_seen) = watch::channel(Phase::Starting);
     let parts = AdminParts {
         hub: opened.hub.clone(),
         reach: Arc::new(reach(config, &endpoints)),
@@ -145,49 +228,12 @@ async fn start(
         Some(socket) => Some(start_admin(config, socket, parts, health)?),
         None => None,
     };
-    let running = Running {
+    Ok(Listening {
+        endpoints,
         gateway,
         phase,
         admin,
-        upkeep: tokio::spawn(metrics::keep_up(metrics)),
-    };
-    running.phase.send_replace(Phase::Running);
-    endpoints
-        .write(&config.data)
-        .context("write endpoints.json")?;
-    tracing::info!(
-        host_name = %config.host_name,
-        data = %config.data.display(),
-        test_mode = config.test_mode,
-        "ready"
-    );
-    let text = welcome::text(&endpoints, &config.data, env!("CARGO_PKG_VERSION"));
-    // A hub whose standard output is closed serves all the same.
-    let _ = crate::cli::print(&text);
-    Ok(running)
-}
-
-impl Running {
-    async fn stop(self, config: &Config) {
-        tracing::info!("stopping");
-        self.phase.send_replace(Phase::Stopping);
-        if let Err(error) = endpoints::remove(&config.data) {
-            tracing::warn!(%error, "endpoints.json could not be removed");
-        }
-        self.gateway.drain().await;
-        self.upkeep.abort();
-        if let Some(mut admin) = self.admin {
-            // The server is gone already when nobody listens.
-            let _ = admin.stop.send(());
-            // A long export, or a monitor that never lets go, is cut off.
-            if tokio::time::timeout(ADMIN_STOP_TIME, &mut admin.task).await.is_err() {
-                admin.task.abort();
-            }
-        }
-        if let Err(error) = files::remove(&config.data.join(admin::TOKEN_FILE)) {
-            tracing::warn!(%error, "the admin token could not be removed");
-        }
-    }
+    })
 }
 
 fn bind(config: &Config, inherited: Inherited) -> anyhow::Result<Vec<BoundListener>> {

@@ -8,7 +8,6 @@ use axum::Router;
 use fieldpost_hub::settings::HubSettings;
 use fieldpost_hub::{Hub, HubConfig, HubParts};
 use fieldpost_store::log::AtBytesMax;
-use fieldpost_store_embedded::{EmbeddedConfig, EmbeddedStore};
 
 use super::lock::{DataLock, LockError};
 use crate::admin::{self, AdminParts, Reach};
@@ -55,12 +54,12 @@ pub(super) async fn open(
     } else {
         SystemClock::new()
     });
-    let path = store_path(config);
-    let engine = engine_config(config, purpose);
-    let store_clock = Arc::clone(&clock);
-    let store = tokio::task::spawn_blocking(move || EmbeddedStore::open(&path, engine, store_clock))
-        .await?
-        .with_context(|| format!("open the store in {}", config.data.display()))?;
+    let _ = purpose;
+    let store = fieldpost_store::memory::MemoryStore::automatic(
+        fieldpost_model::Partitioning::new(config.seed.partition_count).expect("checked"),
+        Arc::clone(&clock) as _,
+    )
+    .store();
     let hub = Hub::open(HubParts {
         store,
         timer: Arc::clone(&clock) as _,

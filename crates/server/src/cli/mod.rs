@@ -2,9 +2,13 @@
 
 mod config;
 mod connection;
+mod demo;
 mod device;
 mod hub;
+mod monitor;
 mod output;
+mod peer;
+mod send;
 mod verify;
 
 pub(crate) use output::print;
@@ -37,6 +41,9 @@ enum Command {
     /// Run a hub until it is told to stop.
     #[command(after_help = SERVE_EXAMPLES)]
     Serve(ServeArgs),
+    /// Start a hub, devices and a back end in one command and show that nothing is lost.
+    #[command(after_help = demo::EXAMPLES)]
+    Demo(demo::DemoArgs),
     /// Print a connection string, beside a running hub or without one.
     #[command(after_help = CONNECTION_EXAMPLES)]
     ConnectionString(connection::ConnectionStringArgs),
@@ -46,6 +53,12 @@ enum Command {
     /// Show or change the hub's settings.
     #[command(subcommand, after_help = HUB_EXAMPLES)]
     Hub(hub::HubCommand),
+    /// Print messages as they come in, read through the Event Hubs-compatible endpoint.
+    #[command(after_help = monitor::EXAMPLES)]
+    Monitor(monitor::MonitorArgs),
+    /// Send a message as a device, over MQTT and TLS; returns when it is acknowledged.
+    #[command(after_help = send::EXAMPLES)]
+    Send(send::SendArgs),
     /// Check every byte of a store while no hub runs on it; exit 1 on any damage.
     Verify(verify::VerifyArgs),
     /// Check or print the configuration.
@@ -139,9 +152,12 @@ pub(crate) fn run() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Command::Serve(args) => serve(&args),
+        Command::Demo(args) => demo::run(&args),
         Command::ConnectionString(args) => connection::run(&args),
         Command::Device(command) => device::run(command),
         Command::Hub(command) => hub::run(&command),
+        Command::Monitor(args) => monitor::run(&args),
+        Command::Send(args) => send::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Config(command) => config::run(&command),
         Command::Completions { shell } => completions(shell),
@@ -228,7 +244,7 @@ fn encoded(text: &str) -> String {
 fn completions(shell: Shell) -> anyhow::Result<ExitCode> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "fieldpost", &mut script);
-    output::print(&String::from_utf8_lossy(&script))?;
+    print(&String::from_utf8_lossy(&script))?;
     Ok(ExitCode::SUCCESS)
 }
 

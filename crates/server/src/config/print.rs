@@ -21,6 +21,7 @@ pub(crate) fn as_toml(settings: &Settings) -> String {
             let _ = write!(text, "\n[{table}]\n");
         }
         let (value, origin) = settings.get(key.path);
+        let _ = writeln!(text, "# {}", key.about);
         let _ = writeln!(text, "{name} = {}  # {origin}", value.to_toml(key.kind));
     }
     text
@@ -37,7 +38,7 @@ pub(crate) fn as_json(settings: &Settings) -> serde_json::Value {
             Value::Texts(value) => json!(value),
         };
         let is_default = *origin == Origin::Default;
-        let entry = json!({"value": value, "origin": origin.to_string(), "default": is_default});
+        let entry = json!({"value": value, "origin": origin.to_string(), "default": is_default, "about": key.about});
         (key.path.to_owned(), entry)
     });
     serde_json::Value::Object(entries.collect::<Map<_, _>>())

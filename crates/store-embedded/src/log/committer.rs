@@ -115,6 +115,13 @@ impl Committer {
         self.commit(batches)
     }
 
+    /// Commits all there is, as far as there is room, and marks the log as closed.
+    pub(super) fn finish(&mut self, arrived: &mut Vec<Submission>) {
+        while let Turn::Committed { .. } = self.run_once(arrived) {}
+        self.give_up(StoreError::Closed);
+        self.mark_closed();
+    }
+
     /// Whether more can be committed without anything new.
     pub(super) fn has_pending(&self) -> bool {
         !self.pending.is_empty()
@@ -477,6 +484,7 @@ impl Committer {
             capacity: spare.capacity,
             last_group: seal,
             created: now,
+            filled: spare.filled,
             positions: self.positions.clone(),
         };
         let segment = self.shared.begin_segment(spare, &header)?;
@@ -485,7 +493,7 @@ impl Committer {
         self.write_mark(GroupKind::Sealed)
             .map_err(NoSegment::Failed)?;
         self.store_time = now;
-        self.active.seal();
+        self.active.set_sealed(true);
         let sealed = std::mem::replace(&mut self.active, Arc::clone(&segment));
         self.shared.segments.push(segment);
         self.shared.segments.remember(&sealed);
@@ -619,7 +627,7 @@ impl Group {
     }
 }
 
-impl super::Shared {
+impl Shared {
     /// Turns a spare into the segment that a header describes.
     pub(super) fn begin_segment(
         &self,

@@ -14,7 +14,7 @@ use super::format::segment::SegmentHeader;
 use super::format::{BLOCK, BLOCK_BYTES, FormatError, LogId, Positions, size};
 use super::scan::{ScanFrom, Scanned, scan};
 use super::segment::{
-    Fill, SPARE_PREFIX, Segment, index_name, parse_name, remove_if_there, segment_name,
+    Fill, NEW_SUFFIX, SPARE_PREFIX, Segment, parse_name, remove_if_there, segment_name,
 };
 use crate::damage::Damage;
 use crate::files::{File, Files};
@@ -109,18 +109,25 @@ impl FoundSegment {
         })
     }
 
+    /// Where the first group stands, or may stand.
+    fn start(&self) -> u64 {
+        match &self.header {
+            Some(header) if self.damage.is_none() => SegmentHeader::bytes(&header.positions),
+            _ => BLOCK,
+        }
+    }
+
     pub(super) fn scan(
         &self,
         log: LogId,
         last_group: Option<u64>,
         positions: Positions,
     ) -> io::Result<Scanned> {
-        let header_bytes = |header: &SegmentHeader| SegmentHeader::bytes(&header.positions);
         scan(ScanFrom {
             file: &*self.file,
             log,
             segment: self.id,
-            start: self.header.as_ref().map_or(BLOCK, header_bytes),
+            start: self.start(),
             last_group: self.header.as_ref().map_or(last_group, |h| Some(h.last_group)),
             positions: match &self.header {
                 Some(header) => header.positions.clone(),
@@ -218,6 +225,9 @@ pub(super) fn recover(
     }
 
     let scanned = last.scan(log, None, Positions::default())?;
+    // What was read may stand in memory alone: it was written, but the process ended before its
+    // sync. Nobody may see it before it is on the disk.
+    last.file.sync()?;
     let cut = last.cut();
     let sealed_without_next = scanned.last_kind == Some(GroupKind::Sealed);
     report.groups = scanned.groups;
@@ -257,11 +267,15 @@ pub(super) fn recover(
     let newest = scanned.last_time.max(created);
     let has_records = scanned.records > 0;
     let id = last.id;
-    let active = sealed(last);
+    let filled = last.header.as_ref().is_some_and(|header| header.filled);
+    let mut active = sealed(last);
     active.set_end(scanned.end);
     active.set_index(scanned.index);
     if at.is_some() {
-        active.unseal(Fill::between(scanned.end, active.capacity));
+        active.set_sealed(false);
+        if !filled {
+            active.fill = Fill::between(scanned.end, active.capacity);
+        }
     }
     segments.push_back(Arc::new(active));
     Ok(Recovered {
@@ -312,7 +326,7 @@ fn remove_leftovers(files: &dyn Files) -> io::Result<()> {
     let names = files.list()?;
     for name in &names {
         let orphan = parse_name(name, "index").is_some_and(|id| !names.contains(&segment_name(id)));
-        if name.starts_with(SPARE_PREFIX) || orphan {
+        if name.starts_with(SPARE_PREFIX) || name.ends_with(NEW_SUFFIX) || orphan {
             remove_if_there(files, name)?;
         }
     }
@@ -418,6 +432,7 @@ fn fill_in_headers(
             capacity: segment.bytes,
             last_group: previous.and_then(|previous| previous.last_group).unwrap_or(0),
             created,
+            filled: true,
             positions,
         });
     }
@@ -426,15 +441,16 @@ fn fill_in_headers(
 
 /// A segment that is not written to any more.
 fn sealed(found: FoundSegment) -> Segment {
+    let start = found.start();
     let header = found.header.unwrap_or(SegmentHeader {
         log: LogId([0; 16]),
         id: found.id,
         capacity: found.bytes,
         last_group: 0,
         created: Timestamp::UNIX_EPOCH,
+        filled: true,
         positions: Positions::default(),
     });
-    let start = SegmentHeader::bytes(&header.positions);
     let segment = Segment::new(
         found.id,
         found.file,
@@ -446,11 +462,6 @@ fn sealed(found: FoundSegment) -> Segment {
         Fill::done(),
         None,
     );
-    segment.seal();
+    segment.set_sealed(true);
     segment
-}
-
-/// Reads one segment's header for `verify`.
-pub(super) fn index_file_of(id: u64) -> String {
-    index_name(id)
 }

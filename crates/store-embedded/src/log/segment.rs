@@ -100,8 +100,8 @@ impl Segment {
         self.capacity.saturating_sub(BLOCK)
     }
 
-    pub(super) fn seal(&self) {
-        self.sealed.store(true, Ordering::Release);
+    pub(super) fn set_sealed(&self, sealed: bool) {
+        self.sealed.store(sealed, Ordering::Release);
     }
 
     /// Lets readers see what a group added.
@@ -109,6 +109,10 @@ impl Segment {
         let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
         add(index.get_or_insert_default());
         self.end.store(end, Ordering::Release);
+    }
+
+    pub(super) fn set_end(&self, end: u64) {
+        self.end.store(end.min(self.capacity), Ordering::Release);
     }
 
     pub(super) fn set_index(&self, index: SegmentIndex) {
@@ -313,7 +317,7 @@ impl Segments {
             Some(found) => found,
             None => scan::rebuild_index(segment, self.log)?,
         };
-        segment.end.store(end.min(segment.capacity), Ordering::Release);
+        segment.set_end(end);
         segment.set_index(index);
         self.remember(segment);
         Ok(())
@@ -374,7 +378,7 @@ impl Segments {
         })
     }
 
-    /// Writes the index file of a sealed segment. It is not synced: a torn one fails its check.
+    /// Writes the index file of a sealed segment, which appears under its name when it is whole.
     pub(super) fn write_index(&self, segment: &Arc<Segment>) -> io::Result<()> {
         // Whatever comes of it, this is not tried again and again.
         segment.indexed.store(true, Ordering::Release);
@@ -382,10 +386,17 @@ impl Segments {
         else {
             return Ok(());
         };
-        let file = self.files.create(&index_name(segment.id))?;
-        crate::files::write_all_at(&*file, &[io::IoSlice::new(&bytes)], 0)
+        let name = index_name(segment.id);
+        let new = format!("{name}{NEW_SUFFIX}");
+        let file = self.files.create(&new)?;
+        crate::files::write_all_at(&*file, &[io::IoSlice::new(&bytes)], 0)?;
+        file.sync()?;
+        self.files.rename(&new, &name)
     }
 }
+
+/// How the names of files end that are not whole yet.
+pub(crate) const NEW_SUFFIX: &str = ".new";
 
 /// How the names of spare files begin.
 pub(crate) const SPARE_PREFIX: &str = "spare-";

@@ -6,7 +6,7 @@ use bytes::BytesMut;
 use fieldpost_amqp::message::{
     Body, Message, Properties, put_map, put_properties, put_value, section,
 };
-use fieldpost_amqp::value::{Encoder, ValueRef};
+use fieldpost_amqp::value::ValueRef;
 
 use super::error::Status;
 
@@ -28,7 +28,11 @@ pub(crate) fn token<'a>(message: &Message<'a>) -> Result<Cow<'a, str>, Status> {
             Cow::Borrowed(bytes) => String::from_utf8_lossy(bytes),
             Cow::Owned(bytes) => String::from_utf8_lossy(&bytes).into_owned().into(),
         },
-        _ => return Err(Status::bad_request("the body must be the token, as a string")),
+        _ => {
+            return Err(Status::bad_request(
+                "the body must be the token, as a string",
+            ));
+        }
     };
     Ok(text)
 }
@@ -65,7 +69,7 @@ pub(crate) fn put_reply(out: &mut BytesMut, correlation_id: Option<ValueRef<'_>>
         e.string("status-description");
         e.string(&status.description);
     });
-    put_value(out, Encoder::null);
+    put_value(out, |value| value.null());
 }
 
 fn data<'a>(message: &Message<'a>) -> Cow<'a, [u8]> {

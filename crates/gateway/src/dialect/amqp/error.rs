@@ -68,9 +68,10 @@ impl Status {
     pub(crate) fn too_many_tokens() -> Self {
         Self {
             code: 403,
-            description: "ErrorCode:IotHubMaxCbsTokenExceeded;this connection holds as many tokens \
+            description:
+                "ErrorCode:IotHubMaxCbsTokenExceeded;this connection holds as many tokens \
                           as it may"
-                .into(),
+                    .into(),
             condition: Some(condition::RESOURCE_LIMIT_EXCEEDED),
         }
     }

@@ -2,7 +2,7 @@
 
 use bytes::BytesMut;
 use fieldpost_amqp::message::{Message, Properties, put_map, put_properties, put_value, section};
-use fieldpost_amqp::value::{Encoder, ValueRef};
+use fieldpost_amqp::value::ValueRef;
 use fieldpost_hub::events::{EventsDescription, PartitionProperties};
 use fieldpost_model::Timestamp;
 
@@ -110,7 +110,12 @@ pub(crate) fn put_partition(
             e.string("last_enqueued_offset");
             e.string(&last_offset(partition.last));
             e.string("last_enqueued_time_utc");
-            e.timestamp(partition.last_enqueued.unwrap_or(Timestamp::NEVER).as_millis());
+            e.timestamp(
+                partition
+                    .last_enqueued
+                    .unwrap_or(Timestamp::NEVER)
+                    .as_millis(),
+            );
             e.string("is_partition_empty");
             e.bool(partition.is_empty);
         });
@@ -124,7 +129,7 @@ pub(crate) fn put_refusal(
     status: &Status,
 ) {
     put_head(out, correlation_id, status);
-    put_value(out, Encoder::null);
+    put_value(out, |value| value.null());
 }
 
 /// The offset of the last event of a partition, as clients are shown it.

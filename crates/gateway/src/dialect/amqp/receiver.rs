@@ -130,9 +130,8 @@ mod tests {
             assert_eq!(start, expected, "{filter:?}");
         };
         let text = || Value::from("amqp.annotation.x-opt-offset > '7'");
-        let described = |descriptor, value| {
-            Value::Described(Box::new(Described { descriptor, value }))
-        };
+        let described =
+            |descriptor, value| Value::Described(Box::new(Described { descriptor, value }));
         let named = |value: Value| Some(Map::new().with(SELECTOR, value));
         let seven = Ok(StartPosition::Offset {
             number: 7,

@@ -62,15 +62,9 @@ pub(crate) fn parse(text: &str) -> Result<StartPosition, SelectorError> {
     }
     let number = u64::try_from(number).map_err(|_| refused)?;
     Ok(if property == OFFSET {
-        StartPosition::Offset {
-            number,
-            inclusive,
-        }
+        StartPosition::Offset { number, inclusive }
     } else {
-        StartPosition::Sequence {
-            number,
-            inclusive,
-        }
+        StartPosition::Sequence { number, inclusive }
     })
 }
 
@@ -105,8 +99,7 @@ mod tests {
         };
         let offset = |number, inclusive| Ok(StartPosition::Offset { number, inclusive });
         let sequence = |number, inclusive| Ok(StartPosition::Sequence { number, inclusive });
-        let enqueued =
-            |millis| Ok(StartPosition::EnqueuedAfter(Timestamp::from_millis(millis)));
+        let enqueued = |millis| Ok(StartPosition::EnqueuedAfter(Timestamp::from_millis(millis)));
         let earliest = Ok(StartPosition::Earliest);
         let latest = Ok(StartPosition::Latest);
         check("amqp.annotation.x-opt-offset > '-1'", earliest);
@@ -134,10 +127,7 @@ mod tests {
             "amqp.annotation.x-opt-enqueued-time > '1795375773146'",
             enqueued(1_795_375_773_146),
         );
-        check(
-            "amqp.annotation.x-opt-enqueued-time >= 1000",
-            enqueued(999),
-        );
+        check("amqp.annotation.x-opt-enqueued-time >= 1000", enqueued(999));
         check(
             "amqp.annotation.x-opt-enqueued-time > '-62135596800000'",
             enqueued(-62_135_596_800_000),
@@ -159,7 +149,10 @@ mod tests {
             "amqp.annotation.x-opt-sequence-number > '99999999999999999999999'",
             value(SEQUENCE),
         );
-        check("amqp.annotation.x-opt-enqueued-time > 'now'", value(ENQUEUED));
+        check(
+            "amqp.annotation.x-opt-enqueued-time > 'now'",
+            value(ENQUEUED),
+        );
     }
 
     proptest! {

@@ -142,6 +142,11 @@ mod tests {
         lines
     }
 
+    fn seen_properties(properties: &fieldpost_model::Properties<'_>) -> Vec<(String, Option<String>)> {
+        let owned = |(name, value): (&str, Option<&str>)| (name.to_owned(), value.map(str::to_owned));
+        properties.iter().map(owned).collect()
+    }
+
     #[test]
     fn bags_are_read_as_sdks_write_them() {
         let check = |bag: &str, marks: Marks, expected: &[&str]| {
@@ -177,9 +182,11 @@ mod tests {
             DEVICE,
             &["message-id: m1", "content-type: application/json", "k=a/b"],
         );
-        check("rate=100%&x=50%zz&y=%ff&z=a=b+c", DEVICE, &[
-            "rate=100%", "x=50%zz", "y=%ff", "z=a=b+c",
-        ]);
+        check(
+            "rate=100%&x=50%zz&y=%ff&z=a=b+c",
+            DEVICE,
+            &["rate=100%", "x=50%zz", "y=%ff", "z=a=b+c"],
+        );
         check(
             "$.ifid=urn%3aazureiot%3aSecurity%3aSecurityAgent%3a1&$.ctime=2026-01-01T00:00:00Z",
             DEVICE,
@@ -230,7 +237,10 @@ mod tests {
         };
         let message = decode("mqtt-retain=no", b"", marks);
         assert_eq!(seen(&message), ["mqtt-retain=true", "x-opt-retain=true"]);
-        let marks = Marks { will: true, ..DEVICE };
+        let marks = Marks {
+            will: true,
+            ..DEVICE
+        };
         let message = decode("a=1", b"", marks);
         assert_eq!(seen(&message), ["a=1", "iothub-MessageType=Will"]);
     }
@@ -238,7 +248,10 @@ mod tests {
     #[test]
     fn what_is_not_encoded_is_not_copied() {
         let message = decode("$.mid=m1&room=attic", b"{}", DEVICE);
-        assert!(matches!(message.system.message_id, Some(Cow::Borrowed("m1"))));
+        assert!(matches!(
+            message.system.message_id,
+            Some(Cow::Borrowed("m1"))
+        ));
         assert!(matches!(message.body, Cow::Borrowed(_)));
     }
 
@@ -261,7 +274,7 @@ mod tests {
             }
             let bag = pieces.join("&");
             let message = decode(&bag, b"", DEVICE);
-            prop_assert_eq!(message.properties, expected);
+            prop_assert_eq!(seen_properties(&message.properties), seen_properties(&expected));
         }
 
         #[test]

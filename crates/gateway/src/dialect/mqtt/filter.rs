@@ -70,16 +70,46 @@ mod tests {
             let granted = features(&identity, filter).unwrap_or_default();
             assert_eq!(granted, expected, "{filter}");
         };
-        check("dev1", None, "devices/dev1/messages/devicebound/#", &[DeviceBound]);
+        check(
+            "dev1",
+            None,
+            "devices/dev1/messages/devicebound/#",
+            &[DeviceBound],
+        );
         check("$iothub", None, "$iothub/twin/res/#", &[TwinResponses]);
-        check("d", None, "$iothub/twin/PATCH/properties/desired/#", &[DesiredProperties]);
+        check(
+            "d",
+            None,
+            "$iothub/twin/PATCH/properties/desired/#",
+            &[DesiredProperties],
+        );
         check("d", None, "$iothub/methods/POST/#", &[Methods]);
         check("d", None, "$iothub/twin/res/200/?$rid=x", &[TwinResponses]);
-        check("a#b", None, "devices/a#b/messages/devicebound/#", &[DeviceBound]);
-        check("a+%41", None, "devices/a+%41/messages/devicebound/#", &[DeviceBound]);
-        check("d", Some("m"), "devices/d/modules/m/#", &[DeviceBound, Inputs]);
+        check(
+            "a#b",
+            None,
+            "devices/a#b/messages/devicebound/#",
+            &[DeviceBound],
+        );
+        check(
+            "a+%41",
+            None,
+            "devices/a+%41/messages/devicebound/#",
+            &[DeviceBound],
+        );
+        check(
+            "d",
+            Some("m"),
+            "devices/d/modules/m/#",
+            &[DeviceBound, Inputs],
+        );
         check("d", Some("m"), "devices/d/modules/m/inputs/#", &[Inputs]);
-        check("d", Some("m"), "devices/d/modules/m/messages/devicebound/#", &[DeviceBound]);
+        check(
+            "d",
+            Some("m"),
+            "devices/d/modules/m/messages/devicebound/#",
+            &[DeviceBound],
+        );
         check("d", Some("m"), "$iothub/twin/res/#", &[TwinResponses]);
         // Wider, or not one's own.
         check("d", None, "#", &[]);

@@ -11,11 +11,12 @@ mod user_name;
 
 pub(crate) use bag::{Marks, decode};
 pub(crate) use filter::{Feature, features};
-pub(crate) use topic::{Topic, TwinRequest};
+pub(crate) use topic::Topic;
 pub(crate) use user_name::UserName;
 
-use percent_encoding::percent_decode_str;
 use std::borrow::Cow;
+
+use percent_encoding::percent_decode_str;
 
 /// Decodes one side of a `key=value` pair; text that does not decode stays as it is.
 ///

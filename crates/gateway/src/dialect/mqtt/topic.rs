@@ -89,13 +89,14 @@ mod tests {
 
     #[test]
     fn topics_of_an_identity_are_told_apart() {
-        let check = |device: &str, module: Option<&str>, topic: &str, expected: Option<Topic<'_>>| {
-            assert_eq!(
-                Topic::parse(&identity(device, module), topic),
-                expected,
-                "{topic}"
-            );
-        };
+        let check =
+            |device: &str, module: Option<&str>, topic: &str, expected: Option<Topic<'_>>| {
+                assert_eq!(
+                    Topic::parse(&identity(device, module), topic),
+                    expected,
+                    "{topic}"
+                );
+            };
         let bag = |bag| Some(Topic::Events { bag });
         let twin = |request_id| Some(Topic::Twin(TwinRequest { request_id }));
         check("d", None, "devices/d/messages/events", bag(""));
@@ -107,7 +108,12 @@ mod tests {
             "devices/d/messages/events/$.ct=application/json&k=a/b",
             bag("$.ct=application/json&k=a/b"),
         );
-        check("d", Some("m"), "devices/d/modules/m/messages/events/a=b/", bag("a=b/"));
+        check(
+            "d",
+            Some("m"),
+            "devices/d/modules/m/messages/events/a=b/",
+            bag("a=b/"),
+        );
         check("d%41#+", None, "devices/d%41#+/messages/events/", bag(""));
         // Somebody else's, or nobody's.
         check("dA#+", None, "devices/d%41#+/messages/events/", None);
@@ -128,7 +134,12 @@ mod tests {
             twin("7f3a"),
         );
         check("d", None, "$iothub/twin/GET/", twin(""));
-        check("d", None, "$iothub/methods/res/200/?$rid=1", Some(Topic::MethodResponse));
+        check(
+            "d",
+            None,
+            "$iothub/methods/res/200/?$rid=1",
+            Some(Topic::MethodResponse),
+        );
         check("d", None, "$iothub/methods/POST/x/?$rid=1", None);
         check("d", None, "$iothub/twin/res/200/?$rid=1", None);
     }

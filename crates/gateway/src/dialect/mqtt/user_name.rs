@@ -102,14 +102,24 @@ mod tests {
             assert_eq!(named, module, "{text}");
             assert_eq!(name.model_id.as_deref(), model, "{text}");
         };
-        check("hub.localhost/dev1/?api-version=2021-04-12", "dev1", None, None);
+        check(
+            "hub.localhost/dev1/?api-version=2021-04-12",
+            "dev1",
+            None,
+            None,
+        );
         check(
             "hub.localhost/dev1/mod1/?api-version=2021-04-12&DeviceClientType=py%2F2",
             "dev1",
             Some("mod1"),
             None,
         );
-        check("hub.localhost/dev1/api-version=2016-11-14", "dev1", None, None);
+        check(
+            "hub.localhost/dev1/api-version=2016-11-14",
+            "dev1",
+            None,
+            None,
+        );
         check(
             "hub.localhost/dev1/mod1/DeviceClientType=x/1&api-version=2018-06-30",
             "dev1",
@@ -118,7 +128,12 @@ mod tests {
         );
         check("hub.localhost/dev1", "dev1", None, None);
         check("hub.localhost/dev1/", "dev1", None, None);
-        check("hub.localhost/dev1//?api-version=2021-04-12", "dev1", None, None);
+        check(
+            "hub.localhost/dev1//?api-version=2021-04-12",
+            "dev1",
+            None,
+            None,
+        );
         check("hub.localhost/dev1/mod1", "dev1", Some("mod1"), None);
         // Node: the model id comes first and is not encoded.
         check(
@@ -134,8 +149,18 @@ mod tests {
             Some("dtmi:com:ex;1"),
         );
         // Ids as raw text, whatever they hold.
-        check("hub.localhost/?d%41#+/?api-version=2021-04-12", "?d%41#+", None, None);
-        check("hub.localhost/d?x=1/?api-version=2021-04-12", "d?x=1", None, None);
+        check(
+            "hub.localhost/?d%41#+/?api-version=2021-04-12",
+            "?d%41#+",
+            None,
+            None,
+        );
+        check(
+            "hub.localhost/d?x=1/?api-version=2021-04-12",
+            "d?x=1",
+            None,
+            None,
+        );
     }
 
     #[test]
@@ -147,15 +172,25 @@ mod tests {
         check("hub.localhost", InvalidUserName::NoDevice);
         check("hub.localhost/", InvalidUserName::NoDevice);
         check("/dev1/?api-version=2021-04-12", InvalidUserName::NoDevice);
-        check("h/d/m/more/?api-version=2021-04-12", InvalidUserName::TooManySegments);
-        check("h/d e/", InvalidUserName::Id(InvalidId::Character { character: ' ' }));
+        check(
+            "h/d/m/more/?api-version=2021-04-12",
+            InvalidUserName::TooManySegments,
+        );
+        check(
+            "h/d e/",
+            InvalidUserName::Id(InvalidId::Character { character: ' ' }),
+        );
     }
 
     #[test]
     fn the_client_id_is_the_identity() {
         let check = |user_name: &str, client_id: &str, fits: bool| {
             let name = UserName::parse(user_name).unwrap();
-            assert_eq!(name.fits_client_id(client_id), fits, "{user_name} {client_id}");
+            assert_eq!(
+                name.fits_client_id(client_id),
+                fits,
+                "{user_name} {client_id}"
+            );
         };
         check("h/dev1/?api-version=2021-04-12", "dev1", true);
         check("h/dev1/?api-version=2021-04-12", "Dev1", false);

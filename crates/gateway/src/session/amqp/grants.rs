@@ -79,6 +79,8 @@ impl Grants {
     }
 
     fn all(&self) -> impl Iterator<Item = &Grant> {
-        self.login.iter().chain(self.put.iter().map(|(_, grant)| grant))
+        self.login
+            .iter()
+            .chain(self.put.iter().map(|(_, grant)| grant))
     }
 }

@@ -52,8 +52,14 @@ impl NotOpened {
 impl Session {
     pub(super) fn on_attach(&mut self, link: LinkId, attach: &Arc<Attach>, now: Duration) {
         let address = match attach.role {
-            Role::Sender => attach.target.as_ref().and_then(|end| end.address.as_deref()),
-            Role::Receiver => attach.source.as_ref().and_then(|end| end.address.as_deref()),
+            Role::Sender => attach
+                .target
+                .as_ref()
+                .and_then(|end| end.address.as_deref()),
+            Role::Receiver => attach
+                .source
+                .as_ref()
+                .and_then(|end| end.address.as_deref()),
         };
         let opened = match (attach.role, Address::parse(address.unwrap_or_default())) {
             (role, Address::Cbs) => self.open_service(link, role, attach, Service::Cbs),
@@ -181,7 +187,8 @@ impl Session {
             return Ok(());
         }
         if let Some(fetch) = fetch {
-            self.fetches.push(fetch.map(move |found| (link, found)).boxed());
+            self.fetches
+                .push(fetch.map(move |found| (link, found)).boxed());
         }
         queue_turn(&mut self.turns, link, &mut reader);
         self.nodes.insert(link, Node::Reader(Box::new(reader)));

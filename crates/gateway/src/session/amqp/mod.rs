@@ -10,6 +10,8 @@ mod grants;
 mod links;
 mod reader;
 mod requests;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, VecDeque};
 use std::future::{Future, poll_fn};
@@ -320,7 +322,11 @@ impl Session {
     /// Throws out readers whose rights have expired, and a connection whose login has.
     fn check_grants(&mut self, now: Duration) {
         let wall = self.context.timer().now();
-        if self.grants.login_expires().is_some_and(|expires| expires <= wall) {
+        if self
+            .grants
+            .login_expires()
+            .is_some_and(|expires| expires <= wall)
+        {
             self.close(error::connection_expired(), "login expiry", now);
             return;
         }
@@ -428,7 +434,8 @@ impl Session {
             ),
             Event::SessionEnded { session, .. } => {
                 self.nodes.retain(|link, _| link.session() != session);
-                self.refusals.retain(|refusal| refusal.link.session() != session);
+                self.refusals
+                    .retain(|refusal| refusal.link.session() != session);
             }
             Event::Attach { link, attach } => self.on_attach(link, &attach, now),
             Event::Credit(link) => self.on_credit(link),

@@ -15,9 +15,9 @@ use fieldpost_model::Timestamp;
 
 use super::Node;
 use super::grants::{Grants, NotKept};
+use crate::dialect::amqp::cbs;
 use crate::dialect::amqp::error::Status;
 use crate::dialect::amqp::management::{self, Question, Subject};
-use crate::dialect::amqp::cbs;
 
 /// Requests that a client may send ahead of their answers.
 pub(super) const REQUEST_CREDIT: u32 = 100;

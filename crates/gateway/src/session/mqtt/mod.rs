@@ -17,7 +17,6 @@ use tracing::debug;
 use crate::clock::within;
 use crate::context::ConnectionContext;
 use crate::io::poll_write_all;
-use ending::Ending;
 use running::{Running, Unwritten};
 
 /// Serves one connection from its first byte to its end.

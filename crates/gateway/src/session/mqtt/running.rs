@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Buf;
-use fieldpost_hub::ingest::{Hold, MessageRefused, Sender};
+use fieldpost_hub::ingest::{Hold, MessageRefused, Sender, WINDOW_MESSAGES};
 use fieldpost_hub::presence::{Eviction, Session};
 use fieldpost_hub::subscriptions::{Features, QoS};
 use fieldpost_model::limits::TOKEN_CLOCK_SKEW;
@@ -30,10 +30,15 @@ use crate::clock::{Alarm, within};
 use crate::context::ConnectionContext;
 use crate::dialect::mqtt::{Feature, Marks, Topic, decode, features};
 use crate::figures::ProtocolFigures;
-use crate::io::{Input, poll_read_scratch, poll_write_all};
+use crate::io::{Input, SCRATCH_BYTES, poll_read_scratch_up_to, poll_write_all};
 
 /// Answers that a client may leave unread before nothing more is read from it.
 const OUTPUT_BYTES_MAX: usize = 64 * 1024;
+
+/// A small PUBLISH. Reads are as large as the free window filled with such, and at least
+/// [`READ_BYTES_MIN`].
+const SMALL_PACKET_BYTES: usize = 128;
+const READ_BYTES_MIN: usize = 4 * 1024;
 
 /// Time that a will may wait for room in the hub. A newer connection of the device waits for it.
 const WILL_WAIT_MAX: Duration = Duration::from_secs(2);
@@ -63,7 +68,6 @@ struct Core {
     held_input: Vec<u8>,
     /// Since when nothing is read, for the store's or the window's sake.
     paused: bool,
-    held_since: Option<Duration>,
     draining_until: Option<Duration>,
     unflushed: bool,
     alarm: Alarm,
@@ -152,7 +156,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Running<S> {
                 durable: 0,
                 held_input: opened.early,
                 paused: false,
-                held_since: None,
                 draining_until: None,
                 unflushed: true,
                 alarm,
@@ -307,19 +310,12 @@ impl Core {
         let now = self.context.monotonic();
         if self.sender.poll_reserve(cx).is_pending() {
             self.paused = true;
-            match self.sender.hold() {
-                Hold::None => self.held_since = None,
-                Hold::Held { .. } => {
-                    self.held_since.get_or_insert(now);
-                }
-                Hold::ReadOnly => {
-                    let reason = "the hub takes no messages".into();
-                    return Err(Ending::Store(StoreError::ReadOnly { reason }));
-                }
+            if let Hold::ReadOnly = self.sender.hold() {
+                let reason = "the hub takes no messages".into();
+                return Err(Ending::Store(StoreError::ReadOnly { reason }));
             }
             return Ok(Round::Idle);
         }
-        self.held_since = None;
         if std::mem::take(&mut self.paused) {
             // The silence was this side's.
             self.engine.restart_silence(now);
@@ -329,7 +325,9 @@ impl Core {
             self.work_off(&input, now)?;
             return Ok(Round::Progress);
         }
-        let read = poll_read_scratch(stream, cx, |input| self.work_off(input, now));
+        let bytes_max = self.read_bytes_max();
+        let read =
+            poll_read_scratch_up_to(stream, cx, bytes_max, |input| self.work_off(input, now));
         match read {
             Poll::Ready(Ok(Input::Bytes(worked_off))) => worked_off.map(|()| Round::Progress),
             Poll::Ready(Ok(Input::End)) => Err(Ending::Closed),
@@ -339,6 +337,12 @@ impl Core {
                 Ok(Round::Idle)
             }
         }
+    }
+
+    /// As much as will most likely fit the window, so that what does not is left with the client.
+    fn read_bytes_max(&self) -> usize {
+        let messages = WINDOW_MESSAGES.saturating_sub(self.sender.in_flight());
+        (messages * SMALL_PACKET_BYTES).clamp(READ_BYTES_MIN, SCRATCH_BYTES)
     }
 
     /// Works `input` off, as far as there is room, and submits the messages in it together.
@@ -449,10 +453,21 @@ impl Core {
     fn wait(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         // While nothing is read, the client's silence cannot be told from this side's.
         let silence = self.engine.deadline().filter(|_| !self.paused);
-        let held_max = self.context.limits.held_max;
-        let held = self.held_since.map(|since| since.saturating_add(held_max));
-        let due = [silence, held, self.draining_until, Some(self.expiry_due)];
+        let due = [
+            silence,
+            self.held_until(),
+            self.draining_until,
+            Some(self.expiry_due),
+        ];
         self.alarm.poll(cx, due.into_iter().flatten().min())
+    }
+
+    /// When the connection is to be closed because the store holds its messages back.
+    fn held_until(&self) -> Option<Duration> {
+        match self.sender.hold() {
+            Hold::Held { since } => Some(since.saturating_add(self.context.limits.held_max)),
+            Hold::None | Hold::ReadOnly => None,
+        }
     }
 
     /// Looks which deadlines have passed.
@@ -468,11 +483,7 @@ impl Core {
             }
             self.expiry_due = due(&self.context, self.expires);
         }
-        let held_max = self.context.limits.held_max;
-        if self
-            .held_since
-            .is_some_and(|since| now >= since.saturating_add(held_max))
-        {
+        if self.held_until().is_some_and(|until| now >= until) {
             return Err(Ending::HeldTooLong);
         }
         if !self.paused {

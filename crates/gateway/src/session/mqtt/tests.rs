@@ -27,7 +27,11 @@ const PINGREQ: [u8; 2] = [0xc0, 0];
 #[derive(Debug, PartialEq, Eq)]
 enum Seen {
     Connack(Connack),
-    Publish { topic: String, payload: String, qos: Qos },
+    Publish {
+        topic: String,
+        payload: String,
+        qos: Qos,
+    },
     Puback(u16),
     Suback(Vec<SubackCode>),
     Unsuback,
@@ -211,7 +215,12 @@ async fn answers_that_need_no_storing_wait_for_the_messages_before_them() {
         .await;
     let event = device.publish(EVENTS, b"one");
     let request = device.publish("$iothub/twin/GET/?$rid=7f", b" ");
-    let Seen::Publish { topic, payload, qos } = device.next().await else {
+    let Seen::Publish {
+        topic,
+        payload,
+        qos,
+    } = device.next().await
+    else {
         panic!("the twin request must be answered");
     };
     assert_eq!(topic, "$iothub/twin/res/501/?$rid=7f");
@@ -404,9 +413,16 @@ async fn what_is_not_the_devices_own_closes_the_connection() {
         device.ended().await;
     }
     assert_eq!(fleet.hub.events("dev1").await.len(), 4);
-    for filter in ["#", "devices/+/messages/devicebound/#", "devices/dev2/messages/devicebound/#"] {
+    for filter in [
+        "#",
+        "devices/+/messages/devicebound/#",
+        "devices/dev2/messages/devicebound/#",
+    ] {
         let mut device = fleet.connected().await;
-        device.subscribe(&[("$iothub/methods/POST/#", Qos::AtMostOnce), (filter, Qos::AtMostOnce)]);
+        device.subscribe(&[
+            ("$iothub/methods/POST/#", Qos::AtMostOnce),
+            (filter, Qos::AtMostOnce),
+        ]);
         device.expect(Seen::Closed).await;
         device.ended().await;
     }
@@ -466,8 +482,20 @@ async fn silence_beyond_the_keep_alive_closes_and_publishes_the_will() {
     let events = fleet.hub.events("dev1").await;
     assert_eq!(events.len(), 1);
     assert_eq!(events[0].body, "good bye");
-    let names: Vec<_> = events[0].properties.iter().map(|(name, _)| &**name).collect();
-    assert_eq!(names, ["reason", "mqtt-retain", "x-opt-retain", "iothub-MessageType"]);
+    let names: Vec<_> = events[0]
+        .properties
+        .iter()
+        .map(|(name, _)| &**name)
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "reason",
+            "mqtt-retain",
+            "x-opt-retain",
+            "iothub-MessageType"
+        ]
+    );
 
     // A takeover publishes it, DISCONNECT does not.
     let mut old = fleet.connected_as(&hello).await;
@@ -542,7 +570,7 @@ async fn a_connection_that_says_nothing_is_closed() {
     fleet.hub.clock.advance(Duration::from_secs(15));
     let mut answer = Vec::new();
     far.read_to_end(&mut answer).await.unwrap();
-    assert_eq!(answer, []);
+    assert!(answer.is_empty());
     task.await.unwrap();
 }
 
@@ -644,7 +672,10 @@ async fn more_than_a_window_of_messages_flows_in_order() {
     let mut expected = bytes::BytesMut::new();
     packet::put_pubacks(
         &mut expected,
-        (1..=900u16).map(|n| std::num::NonZeroU16::new(n).unwrap()).collect::<Vec<_>>().into_iter(),
+        (1..=900u16)
+            .map(|n| std::num::NonZeroU16::new(n).unwrap())
+            .collect::<Vec<_>>()
+            .into_iter(),
     );
     assert_eq!(acknowledged, expected);
     let events = fleet.hub.events("dev1").await;

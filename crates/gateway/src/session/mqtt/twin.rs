@@ -30,5 +30,8 @@ pub(super) fn not_supported(hub: &Hub, request_id: &str) -> (String, Vec<u8>) {
         timestamp_utc: hub.timer().now().to_string(),
     };
     let body = serde_json::to_vec(&object).unwrap_or_default();
-    (format!("$iothub/twin/res/{STATUS}/?$rid={request_id}"), body)
+    (
+        format!("$iothub/twin/res/{STATUS}/?$rid={request_id}"),
+        body,
+    )
 }

@@ -108,7 +108,7 @@ pub(super) fn import(args: &ImportArgs) -> anyhow::Result<ExitCode> {
 pub(super) fn export(args: &ExportArgs) -> anyhow::Result<ExitCode> {
     let file = args.file.as_deref().filter(|file| file.as_os_str() != "-");
     with_hub(&args.place, NoStore::Refuse, async |client| match file {
-        None => write_lines(client, args.exclude_keys, &mut io::stdout().lock()).await,
+        None => write_lines(client, args.exclude_keys, &mut io::stdout()).await,
         Some(path) => {
             // By rename, so that a failed export leaves no file that looks whole.
             let temporary = temporary_path(path);

@@ -82,6 +82,11 @@ impl SegmentIndex {
         entries.get(later.saturating_sub(1)).copied()
     }
 
+    /// The first entry of each partition.
+    pub(crate) fn firsts(&self) -> impl Iterator<Item = (Key, Entry)> + '_ {
+        (self.keys.iter()).filter_map(|(&key, index)| Some((key, *index.entries.first()?)))
+    }
+
     /// About the memory that the index takes.
     pub(crate) fn memory_bytes(&self) -> usize {
         self.keys

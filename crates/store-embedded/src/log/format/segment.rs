@@ -27,6 +27,8 @@ pub(crate) struct SegmentHeader {
     /// Store time when the segment was begun: no earlier than any record before it, no later than
     /// any record in it.
     pub(crate) created: Timestamp,
+    /// Whether every block of the file had been written before it became a segment.
+    pub(crate) filled: bool,
     /// Where every partition stands before the first group of this segment.
     pub(crate) positions: Positions,
 }
@@ -52,6 +54,8 @@ impl SegmentHeader {
         out.put_i64_le(self.created.as_millis());
         out.put_u64_le(self.positions.floor);
         out.put_u32_le(u32::try_from(self.positions.known.len()).unwrap_or(u32::MAX));
+        out.put_u16_le(u16::from(self.filled));
+        out.put_u16_le(0);
         out.put_u32_le(0);
         for (&(stream, partition), position) in &self.positions.known {
             out.put_u16_le(stream.0);
@@ -107,6 +111,7 @@ impl SegmentHeader {
         let created = Timestamp::from_millis(fields.get_i64_le());
         let floor = fields.get_u64_le();
         let count = size(u64::from(fields.get_u32_le()));
+        let filled = fields.get_u16_le() != 0;
         let mut positions = Positions {
             floor,
             ..Positions::default()
@@ -134,6 +139,7 @@ impl SegmentHeader {
             capacity,
             last_group,
             created,
+            filled,
             positions,
         })
     }
@@ -167,6 +173,7 @@ mod tests {
                 capacity: 1 << 20,
                 last_group: id ^ 1,
                 created: Timestamp::from_millis(5),
+                filled: id % 2 == 0,
                 positions: Positions { floor, known },
             };
             let mut bytes = header.encode();

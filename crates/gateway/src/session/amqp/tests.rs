@@ -1,0 +1,797 @@
+//! Conversations between a session and the client role of the AMQP engine, over a stream in memory
+//! and a clock that the tests move.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use fieldpost_amqp::message::{
+    Body, Message, Properties, put_map, put_properties, put_value, section,
+};
+use fieldpost_amqp::performative::{Attach, Role, SndSettleMode, Source, Target};
+use fieldpost_amqp::sasl::{Plain, mechanism};
+use fieldpost_amqp::value::{Map, Symbol, Value, ValueRef};
+use fieldpost_amqp::{
+    ClientSasl, Config, Connection, Delivery, Error, Event, LinkId, SessionId, condition,
+};
+use fieldpost_hub::clock::Clock;
+use fieldpost_model::{
+    AuthKind, AuthScope, AuthStamp, DeviceMessage, PartitionId, Timestamp,
+};
+use fieldpost_record::{Envelope, Source as EventSource, encode};
+use fieldpost_store::log::{Appender, BatchBuilder, EventLog};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::context::Transport;
+use crate::testing::{TestHub, expiry, sas_token};
+
+const DEFAULT_GROUP: &str = "hub/ConsumerGroups/$Default/Partitions/0";
+
+/// A client and the session that serves it.
+struct Peer {
+    stream: DuplexStream,
+    engine: Connection,
+    clock: Arc<fieldpost_hub::clock::ManualClock>,
+    session: SessionId,
+    served: JoinHandle<()>,
+    drain: watch::Sender<bool>,
+    next_name: u32,
+}
+
+impl Peer {
+    /// Connects without proving anything.
+    async fn anonymous(hub: &TestHub) -> Self {
+        let sasl = ClientSasl {
+            mechanism: Symbol::from_static(mechanism::ANONYMOUS),
+            initial_response: None,
+        };
+        Self::connect(hub, Some(sasl)).await.unwrap()
+    }
+
+    /// Connects and puts a token for the whole hub.
+    async fn with_token(hub: &TestHub) -> Self {
+        let mut peer = Self::anonymous(hub).await;
+        let status = peer.put_token(&hub.policy_token("service")).await;
+        assert_eq!(status.0, 200, "{status:?}");
+        peer
+    }
+
+    /// Connects; `None` when the hub ends the connection before it is open.
+    async fn connect(hub: &TestHub, sasl: Option<ClientSasl>) -> Option<Self> {
+        let (near, far) = duplex(64 * 1024);
+        let (context, drain) = ConnectionContext::of_test(hub.hub.clone(), Transport::Tls);
+        let served = tokio::spawn(serve(far, context));
+        let config = Arc::new(Config::default());
+        let mut engine = Connection::client(config, sasl);
+        let mut stream = near;
+        let opened = next_event(&mut engine, &mut stream, &hub.clock).await?;
+        assert!(matches!(opened, Event::Opened(_)), "{opened:?}");
+        let session = engine.begin().unwrap();
+        let mut peer = Self {
+            stream,
+            engine,
+            clock: Arc::clone(&hub.clock),
+            session,
+            served,
+            drain,
+            next_name: 0,
+        };
+        let begun = peer.event().await;
+        assert_eq!(begun, Event::SessionBegun(session));
+        Some(peer)
+    }
+
+    /// The next event, which must come.
+    async fn event(&mut self) -> Event {
+        next_event(&mut self.engine, &mut self.stream, &self.clock)
+            .await
+            .expect("the connection lasts")
+    }
+
+    fn attach(&mut self, attach: Attach) -> LinkId {
+        self.next_name += 1;
+        let attach = Attach {
+            name: format!("link-{}", self.next_name),
+            ..attach
+        };
+        self.engine.attach(self.session, attach).unwrap()
+    }
+
+    /// Asks for a link to send to `address`.
+    fn sender(&mut self, address: &str) -> LinkId {
+        self.attach(Attach {
+            role: Role::Sender,
+            source: Some(Source::default()),
+            target: Some(Target::to(address)),
+            ..Attach::default()
+        })
+    }
+
+    /// Asks for a link to receive from `address`, as `shape` has it.
+    fn receiver(&mut self, address: &str, shape: impl FnOnce(&mut Attach)) -> LinkId {
+        let mut attach = Attach {
+            role: Role::Receiver,
+            source: Some(Source::from_address(address)),
+            target: Some(Target::to("here")),
+            ..Attach::default()
+        };
+        shape(&mut attach);
+        self.attach(attach)
+    }
+
+    /// Asks for a link that reads from a position and takes `credit` events.
+    fn reader(&mut self, address: &str, selector: &str, credit: u32) -> LinkId {
+        let link = self.receiver(address, |attach| select(attach, selector));
+        self.engine.set_credit(link, credit).ok();
+        link
+    }
+
+    /// Waits until the hub has accepted a link.
+    async fn accepted(&mut self, link: LinkId) -> Arc<Attach> {
+        match self.event().await {
+            Event::Attached { link: of, attach } if of == link => {
+                let end = match attach.role {
+                    Role::Sender => attach.source.is_some(),
+                    Role::Receiver => attach.target.is_some(),
+                };
+                assert!(end, "refused: {:?}", self.event().await);
+                attach
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Attaches a reader and grants it credit.
+    async fn read_from(&mut self, selector: &str, credit: u32) -> LinkId {
+        let link = self.receiver(DEFAULT_GROUP, |attach| select(attach, selector));
+        self.accepted(link).await;
+        self.engine.set_credit(link, credit).unwrap();
+        link
+    }
+
+    /// Waits until the hub has ended a link, and gives the reason.
+    async fn detached(&mut self, link: LinkId) -> Error {
+        loop {
+            match self.event().await {
+                Event::Attached { .. } => {}
+                Event::Detached {
+                    link: of, error, ..
+                } if of == link => return (*error.expect("a reason")).clone(),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// Waits for a message and gives its link and bytes.
+    async fn message(&mut self) -> (LinkId, Vec<u8>) {
+        match self.event().await {
+            Event::Message(message) => {
+                assert!(message.settled);
+                (message.link, message.payload.to_vec())
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits for `count` events and gives their bodies.
+    async fn bodies(&mut self, count: usize) -> Vec<String> {
+        let mut bodies = Vec::new();
+        for _ in 0..count {
+            let (_, bytes) = self.message().await;
+            let message = Message::parse(&bytes).unwrap();
+            let body = message.data().next().unwrap();
+            bodies.push(String::from_utf8_lossy(body).into_owned());
+        }
+        bodies
+    }
+
+    /// Opens the two links to a node that answers requests.
+    async fn request_links(&mut self, address: &str) -> (LinkId, LinkId) {
+        let requests = self.sender(address);
+        self.accepted(requests).await;
+        let answers = self.receiver(address, |_| ());
+        self.accepted(answers).await;
+        self.engine.set_credit(answers, 10).unwrap();
+        while self.engine.sendable(requests) == 0 {
+            let event = self.event().await;
+            assert!(matches!(event, Event::Credit(_)), "{event:?}");
+        }
+        (requests, answers)
+    }
+
+    /// Sends a request and waits for its answer.
+    async fn ask(
+        &mut self,
+        links: (LinkId, LinkId),
+        id: ValueRef<'_>,
+        properties: &[(&str, &str)],
+        body: &str,
+    ) -> Vec<u8> {
+        let mut bytes = BytesMut::new();
+        put_properties(
+            &mut bytes,
+            &Properties {
+                message_id: Some(id),
+                ..Properties::default()
+            },
+        );
+        put_map(&mut bytes, section::APPLICATION_PROPERTIES, |e| {
+            for (key, value) in properties {
+                e.string(key);
+                e.string(value);
+            }
+        });
+        put_value(&mut bytes, |e| e.string(body));
+        let delivery = Delivery {
+            tag: &[1],
+            settled: true,
+            message_format: 0,
+            payload: &[&bytes[..]],
+        };
+        self.engine.send(links.0, &delivery).unwrap();
+        let (link, answer) = self.message().await;
+        assert_eq!(link, links.1);
+        let message = Message::parse(&answer).unwrap();
+        let correlation = message.properties().unwrap().correlation_id;
+        assert_eq!(correlation, Some(id), "type and value of the id come back");
+        answer
+    }
+
+    /// Puts a token on links made for it, and gives the status.
+    async fn put_token(&mut self, token: &str) -> (i64, String) {
+        let links = self.request_links("$cbs").await;
+        let properties = [("operation", "put-token"), ("name", "sb://localhost/hub")];
+        let answer = self
+            .ask(links, ValueRef::ULong(0), &properties, token)
+            .await;
+        status(&answer)
+    }
+}
+
+async fn next_event(
+    engine: &mut Connection,
+    stream: &mut DuplexStream,
+    clock: &fieldpost_hub::clock::ManualClock,
+) -> Option<Event> {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        while engine.output().has_remaining() {
+            // The hub may have closed; what it wrote before that still counts.
+            let Ok(written) = stream.write(engine.output()).await else {
+                engine.output().clear();
+                break;
+            };
+            engine.output().advance(written);
+        }
+        if let Some(event) = engine.next_event() {
+            return Some(event);
+        }
+        let read = stream.read(&mut buffer);
+        let watchdog = tokio::time::timeout(Duration::from_secs(20), read);
+        let count = watchdog.await.expect("the hub answers").unwrap_or(0);
+        if count == 0 {
+            return None;
+        }
+        let taken = engine.feed(&buffer[..count], clock.monotonic());
+        match taken {
+            Ok(taken) => assert_eq!(taken, count),
+            Err(_) => return engine.next_event(),
+        }
+    }
+}
+
+fn select(attach: &mut Attach, selector: &str) {
+    if let Some(source) = &mut attach.source {
+        let filter = Map::new().with("apache.org:selector-filter:string", selector);
+        source.filter = Some(filter);
+    }
+}
+
+fn own(attach: &mut Attach, level: i64, name: &str) {
+    let properties = Map::new().with("com.microsoft:epoch", level);
+    attach.properties = Some(properties.with("com.microsoft:receiver-name", name));
+}
+
+fn status(answer: &[u8]) -> (i64, String) {
+    let message = Message::parse(answer).unwrap();
+    let properties = message.application_properties.unwrap().to_map().unwrap();
+    (
+        properties.get("status-code").unwrap().as_i64().unwrap(),
+        properties
+            .get("status-description")
+            .unwrap()
+            .as_str()
+            .unwrap()
+            .to_owned(),
+    )
+}
+
+/// Stores events with these bodies in partition 0.
+fn store(hub: &TestHub, bodies: &[&str]) {
+    let log = Arc::clone(&hub.store.log) as Arc<dyn EventLog>;
+    let mut appender = Appender::new(log);
+    let mut builder = BatchBuilder::new(PartitionId(0));
+    for body in bodies {
+        let envelope = Envelope {
+            source: EventSource::Telemetry,
+            accepted: hub.clock.now(),
+            auth: AuthStamp {
+                scope: AuthScope::Device,
+                kind: AuthKind::Sas,
+            },
+            device_id: "dev1",
+            module_id: None,
+            generation_id: "7",
+            model_id: None,
+        };
+        let message = DeviceMessage {
+            body: body.as_bytes().into(),
+            ..DeviceMessage::default()
+        };
+        builder.push(|out| encode(out, &envelope, &message));
+    }
+    appender.submit(builder.take().unwrap()).unwrap();
+}
+
+fn annotation(bytes: &[u8], key: &str) -> Value {
+    let message = Message::parse(bytes).unwrap();
+    let map = message.message_annotations.unwrap().to_map().unwrap();
+    map.get(key).cloned().unwrap_or_default()
+}
+
+const READ: (&str, &str) = ("operation", "READ");
+const ABOUT_HUB: (&str, &str) = ("type", "com.microsoft:eventhub");
+
+#[tokio::test]
+async fn the_endpoint_describes_itself_to_whom_it_may() {
+    let hub = TestHub::automatic().await;
+    let mut peer = Peer::with_token(&hub).await;
+    let links = peer.request_links("$management").await;
+    let id = ValueRef::Uuid([9; 16]);
+    let properties = [READ, ABOUT_HUB, ("name", "HUB")];
+    let answer = peer.ask(links, id, &properties, "").await;
+    assert_eq!(status(&answer).0, 200);
+    let message = Message::parse(&answer).unwrap();
+    let Body::Value(ValueRef::Map(map)) = message.body else {
+        panic!("{:?}", message.body)
+    };
+    let map = map.to_map().unwrap();
+    assert_eq!(map.get("partition_count"), Some(&Value::Int(4)));
+    let about_partition = ("type", "com.microsoft:partition");
+    let properties = [READ, about_partition, ("name", "hub"), ("partition", "3")];
+    let answer = peer.ask(links, id, &properties, "").await;
+    assert_eq!(status(&answer).0, 200);
+    let properties = [READ, about_partition, ("name", "hub"), ("partition", "4")];
+    let answer = peer.ask(links, id, &properties, "").await;
+    assert_eq!(status(&answer).0, 404);
+    let properties = [READ, ABOUT_HUB, ("name", "other")];
+    let answer = peer.ask(links, id, &properties, "").await;
+    let (code, description) = status(&answer);
+    assert_eq!(code, 404);
+    assert!(description.starts_with("The messaging entity"), "{description}");
+}
+
+#[tokio::test]
+async fn a_question_may_bring_its_own_token() {
+    let hub = TestHub::automatic().await;
+    let mut peer = Peer::anonymous(&hub).await;
+    let links = peer.request_links("$management").await;
+    let properties = [READ, ABOUT_HUB, ("name", "hub")];
+    let answer = peer.ask(links, ValueRef::ULong(1), &properties, "").await;
+    assert_eq!(status(&answer).0, 401);
+    let token = hub.policy_token("service");
+    let security_token = ("security_token", token.as_str());
+    let properties = [READ, ABOUT_HUB, ("name", "hub"), security_token];
+    let answer = peer.ask(links, ValueRef::ULong(2), &properties, "").await;
+    assert_eq!(status(&answer).0, 200);
+    // A policy that may only connect devices has no business here.
+    let token = hub.policy_token("device");
+    let security_token = ("security_token", token.as_str());
+    let properties = [READ, ABOUT_HUB, ("name", "hub"), security_token];
+    let answer = peer.ask(links, ValueRef::ULong(3), &properties, "").await;
+    assert_eq!(status(&answer).0, 401);
+}
+
+#[tokio::test]
+async fn a_reader_starts_where_it_asks_to() {
+    let hub = TestHub::automatic().await;
+    store(&hub, &["a", "b", "c"]);
+    hub.clock.advance(Duration::from_secs(10));
+    let middle = hub.clock.now();
+    hub.clock.advance(Duration::from_secs(10));
+    store(&hub, &["d", "e"]);
+
+    let after_middle = format!(
+        "amqp.annotation.x-opt-enqueued-time > '{}'",
+        middle.as_millis()
+    );
+    for (selector, expected) in [
+        ("amqp.annotation.x-opt-offset > '-1'", "abcde"),
+        ("amqp.annotation.x-opt-offset > '1'", "cde"),
+        ("amqp.annotation.x-opt-offset >= '1'", "bcde"),
+        ("amqp.annotation.x-opt-sequence-number > '3'", "e"),
+        // The last event handed out is a good position, also when nothing came after it.
+        ("amqp.annotation.x-opt-offset > '4'", ""),
+        ("amqp.annotation.x-opt-offset > '@latest'", ""),
+        (after_middle.as_str(), "de"),
+    ] {
+        let mut peer = Peer::with_token(&hub).await;
+        let link = peer.read_from(selector, 100).await;
+        let bodies = peer.bodies(expected.len()).await;
+        assert_eq!(bodies.concat(), expected, "{selector}");
+        // Nothing follows: the hub has used the credit for what there was and says so on a drain.
+        peer.engine.drain(link).unwrap();
+        assert_eq!(peer.event().await, Event::Drained(link), "{selector}");
+    }
+}
+
+#[tokio::test]
+async fn events_carry_what_the_hub_knows_about_them() {
+    let hub = TestHub::automatic().await;
+    store(&hub, &["a"]);
+    let mut peer = Peer::with_token(&hub).await;
+    peer.read_from("amqp.annotation.x-opt-offset > '-1'", 1)
+        .await;
+    let (_, bytes) = peer.message().await;
+    let check = |key: &str, expected: Value| assert_eq!(annotation(&bytes, key), expected, "{key}");
+    check("x-opt-sequence-number", Value::Long(0));
+    check("x-opt-offset", Value::from("0"));
+    let now = Value::Timestamp(hub.clock.now().as_millis());
+    check("x-opt-enqueued-time", now.clone());
+    check("iothub-enqueuedtime", now);
+    check("iothub-connection-device-id", Value::from("dev1"));
+    check("iothub-message-source", Value::from("Telemetry"));
+    let message = Message::parse(&bytes).unwrap();
+    let to = message.properties().unwrap().to;
+    assert_eq!(to, Some(ValueRef::String("/devices/dev1/messages/events")));
+    assert!(message.delivery_annotations.is_none());
+}
+
+#[tokio::test]
+async fn a_waiting_reader_is_woken_by_new_events_and_keeps_to_its_credit() {
+    let hub = TestHub::automatic().await;
+    let mut peer = Peer::with_token(&hub).await;
+    let link = peer
+        .read_from("amqp.annotation.x-opt-offset > '@latest'", 2)
+        .await;
+    // The answer to a drain shows that the hub has seen the credit.
+    peer.engine.drain(link).unwrap();
+    assert_eq!(peer.event().await, Event::Drained(link));
+    peer.engine.set_credit(link, 2).unwrap();
+    store(&hub, &["a", "b", "c"]);
+    assert_eq!(peer.bodies(2).await, ["a", "b"]);
+    store(&hub, &["d"]);
+    peer.engine.set_credit(link, 10).unwrap();
+    assert_eq!(peer.bodies(2).await, ["c", "d"]);
+}
+
+#[tokio::test]
+async fn the_state_of_the_partition_comes_with_each_event_if_wanted() {
+    let hub = TestHub::automatic().await;
+    store(&hub, &["a", "b"]);
+    let mut peer = Peer::with_token(&hub).await;
+    let link = peer.receiver(DEFAULT_GROUP, |attach| {
+        let capability = "com.microsoft:enable-receiver-runtime-metric";
+        attach.desired_capabilities = vec![Symbol::from_static(capability)];
+    });
+    peer.accepted(link).await;
+    peer.engine.set_credit(link, 1).unwrap();
+    let (_, bytes) = peer.message().await;
+    let message = Message::parse(&bytes).unwrap();
+    let map = message.delivery_annotations.unwrap().to_map().unwrap();
+    let now = Value::Timestamp(hub.clock.now().as_millis());
+    for (key, expected) in [
+        ("last_enqueued_sequence_number", Value::Long(1)),
+        ("last_enqueued_offset", Value::from("1")),
+        ("last_enqueued_time_utc", now.clone()),
+        ("runtime_info_retrieval_time_utc", now),
+    ] {
+        assert_eq!(map.get(key), Some(&expected), "{key}");
+    }
+}
+
+#[tokio::test]
+async fn an_equal_owner_level_takes_the_partition_and_a_lower_one_is_refused() {
+    let hub = TestHub::automatic().await;
+    let mut first = Peer::with_token(&hub).await;
+    let held = first.receiver(DEFAULT_GROUP, |attach| own(attach, 0, "one"));
+    let reply = first.accepted(held).await;
+    assert_eq!(reply.snd_settle_mode, SndSettleMode::Settled);
+
+    let mut second = Peer::with_token(&hub).await;
+    let stealing = second.receiver(DEFAULT_GROUP, |attach| own(attach, 0, "two"));
+    second.accepted(stealing).await;
+    let error = first.detached(held).await;
+    assert_eq!(error.condition, condition::STOLEN);
+    let description = error.description.unwrap();
+    assert!(
+        description.contains("'two'") && description.contains("'one'"),
+        "{description}"
+    );
+
+    // Refusals of this kind are not kept back: the clock stands still.
+    let plain = first.receiver(DEFAULT_GROUP, |_| ());
+    let error = first.detached(plain).await;
+    assert_eq!(error.condition, condition::STOLEN);
+    let higher = first.receiver(DEFAULT_GROUP, |attach| own(attach, 5, "one"));
+    first.accepted(higher).await;
+    second.detached(stealing).await;
+    let lower = second.receiver(DEFAULT_GROUP, |attach| own(attach, 4, "two"));
+    let error = second.detached(lower).await;
+    assert_eq!(error.condition, condition::STOLEN);
+    // Another group is another world.
+    drop(first);
+    let after = second.receiver(DEFAULT_GROUP, |attach| own(attach, 6, "two"));
+    second.accepted(after).await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_opened_is_refused_with_its_reason_after_a_pause() {
+    let hub = TestHub::automatic().await;
+    store(&hub, &["a"]);
+    let mut peer = Peer::with_token(&hub).await;
+    let offset = "amqp.annotation.x-opt-offset > '-1'";
+    for (address, selector, expected) in [
+        (
+            "hub/ConsumerGroups/typo/Partitions/0",
+            offset,
+            condition::NOT_FOUND,
+        ),
+        (
+            "hub/ConsumerGroups/$Default/Partitions/9",
+            offset,
+            condition::NOT_FOUND,
+        ),
+        (
+            "other/ConsumerGroups/$Default/Partitions/0",
+            offset,
+            condition::NOT_FOUND,
+        ),
+        ("messages/nowhere", offset, condition::NOT_FOUND),
+        (
+            DEFAULT_GROUP,
+            "colour = 'red'",
+            "com.microsoft:argument-error",
+        ),
+        (
+            DEFAULT_GROUP,
+            "amqp.annotation.x-opt-offset > '1'",
+            "com.microsoft:argument-error",
+        ),
+    ] {
+        let link = peer.reader(address, selector, 1);
+        // A question and its answer show that the hub has seen the attach.
+        let status = peer.put_token(&hub.policy_token("service")).await;
+        assert_eq!(status.0, 200);
+        hub.clock.advance(Duration::from_secs(1));
+        let error = peer.detached(link).await;
+        assert_eq!(error.condition, expected, "{address} {selector}");
+    }
+    let sender = peer.sender("hub");
+    let status = peer.put_token(&hub.policy_token("service")).await;
+    assert_eq!(status.0, 200);
+    hub.clock.advance(Duration::from_secs(1));
+    let error = peer.detached(sender).await;
+    assert_eq!(error.condition, condition::UNAUTHORIZED_ACCESS);
+}
+
+#[tokio::test]
+async fn without_a_token_that_covers_it_nothing_is_read() {
+    let hub = TestHub::automatic().await;
+    let key = hub.hub.access().policy("service").unwrap().primary;
+    let other_group = "sb://localhost/hub/consumergroups/other";
+    let narrow = sas_token(other_group, &key, expiry(3600)) + "&skn=service";
+    let expired = sas_token("localhost", &key, expiry(-3600)) + "&skn=service";
+    for (token, code) in [
+        ("SharedAccessSignature nonsense", 401),
+        (expired.as_str(), 401),
+        (narrow.as_str(), 200),
+        (&hub.policy_token("device"), 200),
+    ] {
+        let mut peer = Peer::anonymous(&hub).await;
+        let status = peer.put_token(token).await;
+        assert_eq!(status.0, code, "{token}");
+        let link = peer.reader(DEFAULT_GROUP, "amqp.annotation.x-opt-offset > '-1'", 1);
+        peer.put_token("again").await;
+        hub.clock.advance(Duration::from_secs(1));
+        let error = peer.detached(link).await;
+        assert_eq!(error.condition, condition::UNAUTHORIZED_ACCESS, "{token}");
+    }
+}
+
+#[tokio::test]
+async fn a_reader_is_detached_when_its_token_expires_unless_it_was_renewed() {
+    let hub = TestHub::automatic().await;
+    let key = hub.hub.access().policy("service").unwrap().primary;
+    let token = |after_s| sas_token("localhost", &key, expiry(after_s)) + "&skn=service";
+    let mut peer = Peer::anonymous(&hub).await;
+    assert_eq!(peer.put_token(&token(600)).await.0, 200);
+    let link = peer
+        .read_from("amqp.annotation.x-opt-offset > '-1'", 10)
+        .await;
+    assert_eq!(peer.put_token(&token(6000)).await.0, 200);
+    // Beyond the first expiry and the tolerated difference of clocks, in steps that heartbeats
+    // would fill.
+    for _ in 0..10 {
+        hub.clock.advance(Duration::from_secs(100));
+        peer.put_token("keeps the connection from being idle").await;
+    }
+    store(&hub, &["a"]);
+    assert_eq!(peer.bodies(1).await, ["a"]);
+    for _ in 0..53 {
+        hub.clock.advance(Duration::from_secs(100));
+        peer.put_token("keeps the connection from being idle").await;
+    }
+    hub.clock.advance(Duration::from_secs(61));
+    let error = peer.detached(link).await;
+    assert_eq!(error.condition, condition::UNAUTHORIZED_ACCESS);
+}
+
+#[tokio::test]
+async fn a_login_is_good_for_the_whole_connection_and_ends_with_its_token() {
+    let hub = TestHub::automatic().await;
+    let login = |password: &str| ClientSasl {
+        mechanism: Symbol::from_static(mechanism::PLAIN),
+        initial_response: Some(
+            Plain {
+                authzid: "",
+                authcid: "service@sas.root.hub",
+                password,
+            }
+            .to_initial_response(),
+        ),
+    };
+    assert!(Peer::connect(&hub, Some(login("wrong"))).await.is_none());
+
+    store(&hub, &["a"]);
+    let token = hub.policy_token("service");
+    let mut peer = Peer::connect(&hub, Some(login(&token))).await.unwrap();
+    peer.read_from("amqp.annotation.x-opt-offset > '-1'", 10)
+        .await;
+    assert_eq!(peer.bodies(1).await, ["a"]);
+    hub.clock.set_wall(Timestamp::from_millis(expiry(7200) * 1000));
+    hub.clock.advance(Duration::from_secs(60));
+    let event = peer.event().await;
+    let Event::Closed(Some(error)) = event else {
+        panic!("{event:?}")
+    };
+    assert_eq!(error.condition, condition::UNAUTHORIZED_ACCESS);
+}
+
+#[tokio::test]
+async fn clients_without_a_sasl_layer_are_served() {
+    let hub = TestHub::automatic().await;
+    let mut peer = Peer::connect(&hub, None).await.unwrap();
+    let status = peer.put_token(&hub.policy_token("service")).await;
+    assert_eq!(status.0, 200);
+}
+
+#[tokio::test]
+async fn who_proves_nothing_in_time_is_closed() {
+    let hub = TestHub::automatic().await;
+    let mut peer = Peer::anonymous(&hub).await;
+    peer.put_token("nonsense").await;
+    hub.clock.advance(Duration::from_secs(61));
+    let event = peer.event().await;
+    let Event::Closed(Some(error)) = event else {
+        panic!("{event:?}")
+    };
+    assert_eq!(error.condition, condition::UNAUTHORIZED_ACCESS);
+    drop(peer.stream);
+    peer.served.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_drain_detaches_the_links_and_closes() {
+    let hub = TestHub::automatic().await;
+    let mut peer = Peer::with_token(&hub).await;
+    let link = peer
+        .read_from("amqp.annotation.x-opt-offset > '-1'", 10)
+        .await;
+    let mut conditions = Vec::new();
+    peer.drain.send_replace(true);
+    let closed = loop {
+        match peer.event().await {
+            Event::Detached { link: of, error, .. } => {
+                conditions.push((of, error.unwrap().condition.clone()));
+            }
+            Event::Closed(error) => break error.unwrap(),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(conditions.contains(&(link, Symbol::from_static(condition::DETACH_FORCED))));
+    assert_eq!(closed.condition, condition::CONNECTION_FORCED);
+    // The client's own close is all that the session waits for.
+    let end = next_event(&mut peer.engine, &mut peer.stream, &hub.clock).await;
+    assert_eq!(end, None);
+    peer.served.await.unwrap();
+}
+
+#[tokio::test]
+async fn readers_of_one_connection_take_turns() {
+    let hub = TestHub::automatic().await;
+    let large = "x".repeat(30_000);
+    store(&hub, &vec![large.as_str(); 40]);
+    let mut peer = Peer::with_token(&hub).await;
+    let first = peer
+        .read_from("amqp.annotation.x-opt-offset > '-1'", 1000)
+        .await;
+    let second = peer
+        .read_from("amqp.annotation.x-opt-offset > '-1'", 1000)
+        .await;
+    let mut order = Vec::new();
+    for _ in 0..80 {
+        order.push(peer.message().await.0);
+    }
+    let last_first = order.iter().rposition(|link| *link == first).unwrap();
+    let first_second = order.iter().position(|link| *link == second).unwrap();
+    assert!(first_second < last_first, "{order:?}");
+}
+
+#[tokio::test]
+async fn a_peer_that_does_not_read_costs_no_more_than_the_output_bound() {
+    let hub = TestHub::automatic().await;
+    let large = "x".repeat(30_000);
+    store(&hub, &vec![large.as_str(); 100]);
+    let (context, _drain) = ConnectionContext::of_test(hub.hub.clone(), Transport::Tls);
+    let mut session = Session::new(context);
+    let (mut near, mut far) = duplex(1024);
+    // A whole client opening, written at once: no SASL, open, begin, a token, a reader.
+    let mut client = Connection::client(Arc::new(Config::default()), None);
+    let mut cx = Context::from_waker(std::task::Waker::noop());
+    let exchange = |client: &mut Connection,
+                    session: &mut Session,
+                    near: &mut DuplexStream,
+                    far: &mut DuplexStream,
+                    cx: &mut Context<'_>| {
+        for _ in 0..200 {
+            let _ = poll_write_all(near, cx, client.output());
+            assert!(session.poll(cx, far).is_pending());
+            let _ = poll_read_scratch(near, cx, |bytes| {
+                client.feed(bytes, Duration::ZERO).unwrap();
+            });
+            while client.next_event().is_some() {}
+        }
+    };
+    exchange(&mut client, &mut session, &mut near, &mut far, &mut cx);
+    let begun = client.begin().unwrap();
+    exchange(&mut client, &mut session, &mut near, &mut far, &mut cx);
+    let until = session.context.timer().now().saturating_add(Duration::from_secs(3600));
+    let grant = hub.hub.access().verify_policy_token(&hub.policy_token("service")).unwrap();
+    session.grants.put("all", grant, Timestamp::UNIX_EPOCH).unwrap();
+    assert!(until > Timestamp::UNIX_EPOCH);
+    let attach = Attach {
+        name: "reader".to_owned(),
+        role: Role::Receiver,
+        source: Some(Source::from_address(DEFAULT_GROUP)),
+        target: Some(Target::to("here")),
+        ..Attach::default()
+    };
+    let link = client.attach(begun, attach).unwrap();
+    exchange(&mut client, &mut session, &mut near, &mut far, &mut cx);
+    client.set_credit(link, 100_000).unwrap();
+    // From here on the client writes and does not read.
+    for _ in 0..50 {
+        let _ = poll_write_all(&mut near, &mut cx, client.output());
+        assert!(session.poll(&mut cx, &mut far).is_pending());
+        let waiting = session.engine.output_len();
+        assert!(waiting < OUTPUT_BYTES_MAX + 80 * 1024, "{waiting}");
+    }
+    assert!(session.engine.output_len() > 0);
+    // And then it reads, and gets everything.
+    let mut events = 0;
+    while events < 100 {
+        let read = poll_read_scratch(&mut near, &mut cx, |bytes| {
+            client.feed(bytes, Duration::ZERO).unwrap();
+        });
+        assert!(session.poll(&mut cx, &mut far).is_pending());
+        while let Some(event) = client.next_event() {
+            events += usize::from(matches!(event, Event::Message(_)));
+        }
+        let _ = poll_write_all(&mut near, &mut cx, client.output());
+        let _ = read;
+    }
+}

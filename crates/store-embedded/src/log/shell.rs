@@ -1,0 +1,281 @@
+//! The threads of an open log.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use fieldpost_model::{Clock, PartitionId, Partitioning, SequenceNumber, StreamId, Timestamp};
+use fieldpost_store::log::{
+    Bounds, EventLog, LogFigures, ReadRequest, Records, Retention, Submission, TailWatch,
+};
+use fieldpost_store::{Answer, Health, StoreError};
+use futures_util::FutureExt;
+use tokio::sync::{oneshot, watch};
+
+use super::committer::{Committer, Turn};
+use super::intake::Woken;
+use super::keeper::Keeper;
+use super::{LogIdentity, LogOpenError, LogSettings, Opened, RecoveryReport, Shared};
+use crate::files::Files;
+use crate::health::StoreHealth;
+
+/// Threads that read from the disk.
+const READERS: usize = 2;
+
+/// How often the keeper looks around by itself.
+const KEEPER_PERIOD: Duration = Duration::from_secs(1);
+
+/// The event log on files, with a thread that commits, one that keeps house, and two that read.
+pub struct EmbeddedLog {
+    shared: Arc<Shared>,
+    reads: Arc<ReadQueue>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Kept until the log is closed: the lock on the directory.
+    guard: Mutex<Option<Guard>>,
+}
+
+/// Something to hold on to while the log is open.
+pub(crate) type Guard = Arc<dyn Send + Sync>;
+
+type Job = Box<dyn FnOnce(&Shared) + Send>;
+
+#[derive(Default)]
+struct ReadQueue {
+    jobs: Mutex<Jobs>,
+    arrived: Condvar,
+}
+
+#[derive(Default)]
+struct Jobs {
+    queue: VecDeque<Job>,
+    closing: bool,
+}
+
+impl EmbeddedLog {
+    /// Opens a log and starts its threads.
+    pub(crate) fn open(
+        files: Arc<dyn Files>,
+        identity: LogIdentity,
+        settings: &LogSettings,
+        clock: Arc<dyn Clock>,
+        health: Arc<StoreHealth>,
+        guard: Option<Guard>,
+    ) -> Result<(Arc<Self>, RecoveryReport), LogOpenError> {
+        let Opened {
+            shared,
+            committer,
+            keeper,
+            report,
+        } = super::open(files, identity, settings, clock, health)?;
+        let reads = Arc::new(ReadQueue::default());
+        let mut threads = vec![
+            spawn("log-commit", move || commit_until_closed(committer))?,
+            spawn("log-keep", move || keep_until_closed(keeper))?,
+        ];
+        for reader in 0..READERS {
+            let (shared, reads) = (Arc::clone(&shared), Arc::clone(&reads));
+            threads.push(spawn(&format!("log-read-{reader}"), move || {
+                while let Some(job) = reads.next() {
+                    job(&shared);
+                }
+            })?);
+        }
+        let log = Self {
+            shared,
+            reads,
+            threads: Mutex::new(threads),
+            guard: Mutex::new(guard),
+        };
+        Ok((Arc::new(log), report))
+    }
+
+    /// Has a reader thread find an answer.
+    fn ask<T: Send + 'static>(
+        &self,
+        find: impl FnOnce(&Shared) -> Result<T, StoreError> + Send + 'static,
+    ) -> Answer<Result<T, StoreError>> {
+        let (answer, receiver) = oneshot::channel();
+        let queued = self.reads.push(Box::new(move |shared| {
+            // Nobody waits for it any more: the disk has better things to do.
+            if !answer.is_closed() {
+                let _ = answer.send(find(shared));
+            }
+        }));
+        if !queued {
+            return futures_util::future::ready(Err(StoreError::Closed)).boxed();
+        }
+        async move { receiver.await.unwrap_or(Err(StoreError::Closed)) }.boxed()
+    }
+
+    /// Lets every thread come to its end.
+    fn stop(&self) {
+        self.shared.intake.close();
+        self.shared.keeper.close();
+        self.reads.close();
+    }
+}
+
+impl Drop for EmbeddedLog {
+    fn drop(&mut self) {
+        // The threads finish what was submitted by themselves.
+        self.stop();
+    }
+}
+
+impl EventLog for EmbeddedLog {
+    fn submit(&self, submission: Submission) -> Result<(), StoreError> {
+        self.shared.submit(submission)
+    }
+
+    fn read_recent(&self, request: &ReadRequest) -> Option<Records> {
+        self.shared.tail.read(request)
+    }
+
+    fn read(&self, request: ReadRequest) -> Answer<Result<Records, StoreError>> {
+        if let Some(records) = self.shared.tail.read(&request) {
+            return futures_util::future::ready(Ok(records)).boxed();
+        }
+        self.ask(move |shared| shared.read(&request))
+    }
+
+    fn bounds(&self, stream: StreamId, partition: PartitionId) -> Bounds {
+        self.shared.tail.bounds((stream, partition))
+    }
+
+    fn seek_time(
+        &self,
+        stream: StreamId,
+        partition: PartitionId,
+        after: Timestamp,
+    ) -> Answer<Result<SequenceNumber, StoreError>> {
+        self.ask(move |shared| shared.seek_time((stream, partition), after))
+    }
+
+    fn watch(&self, stream: StreamId, partition: PartitionId, watch: &Arc<TailWatch>) {
+        self.shared.watches.add((stream, partition), watch);
+    }
+
+    fn partitioning(&self) -> Partitioning {
+        self.shared.partitioning
+    }
+
+    fn created(&self) -> Timestamp {
+        self.shared.created
+    }
+
+    fn set_retention(&self, retention: Retention) {
+        self.shared.set_retention(retention);
+    }
+
+    fn health(&self) -> watch::Receiver<Health> {
+        self.shared.health.subscribe()
+    }
+
+    fn figures(&self) -> LogFigures {
+        self.shared.figures()
+    }
+
+    fn close(&self) -> Answer<()> {
+        self.stop();
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        let threads = std::mem::take(&mut *threads);
+        let guard = self
+            .guard
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let (done, closed) = oneshot::channel();
+        let joiner = spawn("log-close", move || {
+            for thread in threads {
+                // A thread that panicked has nothing more to do either.
+                let _ = thread.join();
+            }
+            drop(guard);
+            let _ = done.send(());
+        });
+        if let Err(error) = joiner {
+            tracing::warn!(%error, "no thread to wait for the log's threads");
+        }
+        async move {
+            let _ = closed.await;
+        }
+        .boxed()
+    }
+}
+
+impl ReadQueue {
+    /// Queues a job; false when the log is being closed.
+    fn push(&self, job: Job) -> bool {
+        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        if jobs.closing {
+            return false;
+        }
+        jobs.queue.push_back(job);
+        drop(jobs);
+        self.arrived.notify_one();
+        true
+    }
+
+    fn next(&self) -> Option<Job> {
+        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        while jobs.queue.is_empty() && !jobs.closing {
+            jobs = self
+                .arrived
+                .wait(jobs)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        if jobs.closing {
+            return None;
+        }
+        jobs.queue.pop_front()
+    }
+
+    fn close(&self) {
+        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        jobs.closing = true;
+        // Dropping a job answers it with `Closed`.
+        let unanswered = std::mem::take(&mut jobs.queue);
+        drop(jobs);
+        drop(unanswered);
+        self.arrived.notify_all();
+    }
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    thread::Builder::new().name(name.to_owned()).spawn(run)
+}
+
+fn commit_until_closed(mut committer: Committer) {
+    let shared = Arc::clone(&committer.shared);
+    let mut arrived = Vec::new();
+    let mut turn = Turn::Idle;
+    loop {
+        let woken = match turn {
+            Turn::Held => shared.intake.wait_for_nudge(),
+            _ if committer.has_pending() => shared.intake.take(&mut arrived),
+            _ => shared.intake.wait(&mut arrived),
+        };
+        if woken == Woken::Closing {
+            shared.intake.take(&mut arrived);
+            break;
+        }
+        turn = committer.run_once(&mut arrived);
+    }
+    committer.finish(&mut arrived);
+}
+
+fn keep_until_closed(mut keeper: Keeper) {
+    let shared = Arc::clone(&keeper.shared);
+    loop {
+        while keeper.step() {
+            if shared.keeper.is_closing() {
+                return;
+            }
+        }
+        if !shared.keeper.wait(KEEPER_PERIOD) {
+            return;
+        }
+    }
+}
