@@ -1,5 +1,6 @@
 //! What happened on a connection.
 
+use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -95,8 +96,8 @@ pub enum Event {
     Closed(Option<Arc<Error>>),
 }
 
-/// A message from the peer.
-#[derive(Clone, Debug, PartialEq)]
+/// A message from the peer. Its `Debug` form does not show the payload, which may hold tokens.
+#[derive(Clone, PartialEq)]
 pub struct Message {
     /// The link.
     pub link: LinkId,
@@ -111,6 +112,19 @@ pub struct Message {
     /// The encoded message. May share memory with other messages of the same read; copy it to keep
     /// it for long.
     pub payload: Bytes,
+}
+
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Message")
+            .field("link", &self.link)
+            .field("delivery_id", &self.delivery_id)
+            .field("tag", &self.tag)
+            .field("message_format", &self.message_format)
+            .field("settled", &self.settled)
+            .field("payload_bytes", &self.payload.len())
+            .finish()
+    }
 }
 
 /// What became of a delivery that we sent.

@@ -31,7 +31,7 @@ composite! {
         /// The mechanism.
         mechanism: required Symbol,
         /// What the mechanism starts with.
-        initial_response: optional Vec<u8>,
+        initial_response: optional Secret,
         /// The host that the client wants to reach.
         hostname: optional String,
     }
@@ -81,6 +81,37 @@ impl Field for SaslCode {
             Self::SysPerm => 3,
             Self::SysTemp => 4,
         });
+    }
+}
+
+/// Bytes that must not reach a log: their `Debug` form does not show them.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Secret(pub Vec<u8>);
+
+impl std::ops::Deref for Secret {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl Field for Secret {
+    fn read(value: ValueRef<'_>) -> Result<Self, DecodeError> {
+        value
+            .as_bytes()
+            .map(|bytes| Self(bytes.to_vec()))
+            .ok_or(DecodeError::WrongType("binary"))
+    }
+
+    fn write(&self, e: &mut Encoder<'_>) {
+        e.binary(&self.0);
     }
 }
 
@@ -191,10 +222,14 @@ mod tests {
     fn init_round_trip() {
         let init = SaslInit {
             mechanism: Symbol::from("PLAIN"),
-            initial_response: Some(b"\0user\0secret".to_vec()),
+            initial_response: Some(Secret(b"\0user\0secret".to_vec())),
             hostname: Some("hub".into()),
         };
         let bytes = frame(|e| init.encode(e));
+        assert!(
+            !format!("{init:?}").contains("115, 101"),
+            "the secret shows"
+        );
         assert_eq!(SaslFrame::decode(&bytes[8..]), Ok(SaslFrame::Init(init)));
     }
 

@@ -8,7 +8,7 @@ use fieldpost_amqp::performative::{
     Attach, Begin, Close, DeliveryState, DeliveryTag, Detach, Disposition, End, Flow, Modified,
     Open, Performative, RcvSettleMode, Received, Role, SndSettleMode, Source, Target, Transfer,
 };
-use fieldpost_amqp::sasl::{SaslFrame, SaslInit};
+use fieldpost_amqp::sasl::{SaslFrame, SaslInit, Secret};
 use fieldpost_amqp::value::{Array, Described, Descriptor};
 use fieldpost_amqp::{DecodeError, Decoder, Encoder, Error, Map, Symbol, Value, ValueRef};
 use proptest::option::of;
@@ -141,6 +141,11 @@ fn what_is_refused() {
     check(
         b"\xf0\x00\x00\x00\x05\xff\xff\xff\xff\x40",
         DecodeError::CountTooLarge(0xffff_ffff),
+    );
+    // Found by the fuzzer: six empty lists under one descriptor.
+    check(
+        b"\xe0\x07\x06\x00\x53\x00\x45\x61\x34",
+        DecodeError::CountTooLarge(6),
     );
     check(b"\xc1\x02\x01\x40", DecodeError::InvalidValue("map"));
     check(b"\x56\x02", DecodeError::InvalidValue("boolean"));
@@ -671,6 +676,7 @@ proptest! {
         initial_response in of(prop::collection::vec(any::<u8>(), 0..300)),
         hostname in of(".{0,20}"),
     ) {
+        let initial_response = initial_response.map(Secret);
         let init = SaslInit { mechanism, initial_response, hostname };
         let mut bytes = BytesMut::new();
         init.encode(&mut Encoder::new(&mut bytes));

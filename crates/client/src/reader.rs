@@ -220,7 +220,11 @@ impl Reader {
         while !self.engine.is_open() {
             self.exchange().await?;
         }
-        self.session = Some(self.engine.begin().map_err(protocol)?);
+        self.engine.begin().map_err(protocol)?;
+        // No link can be asked for before the hub has begun its side.
+        while self.session.is_none() {
+            self.exchange().await?;
+        }
         let requests = self.request_links("$cbs").await?;
         self.cbs = Some(requests);
         self.put_token(requests)?;
@@ -390,6 +394,7 @@ impl Reader {
 
     fn take_in(&mut self, event: EngineEvent) -> Result<(), ReadError> {
         match event {
+            EngineEvent::SessionBegun(session) => self.session = Some(session),
             EngineEvent::Attached { link, .. } => self.attached.push(link),
             EngineEvent::Message(message) => match self.partitions.get(&message.link) {
                 Some(partition) => {

@@ -76,7 +76,7 @@ impl Gateway {
         limits: GatewayLimits,
     ) -> Result<Self, StartError> {
         let tls = Arc::new(TlsSettings::new(tls)?);
-        let admissions = Admissions::new(&limits);
+        let admissions = Admissions::new(&limits, listeners.len());
         let (drain, draining) = watch::channel(false);
         let shared = Shared {
             hub: hub.clone(),

@@ -224,9 +224,8 @@ impl Hub {
         self.0.store.log.figures()
     }
 
-    /// Ends the hub: sessions are told to end, changes under way are finished, and the store is
-    /// closed. Connections have been drained before; whatever is asked afterwards fails or waits
-    /// for ever.
+    /// Ends the hub: changes under way are finished, sessions are told to end, and the store is
+    /// closed. Connections have been drained before; whatever is asked afterwards fails.
     pub async fn close(&self) {
         self.0.registry.quiesce().await;
         self.0.owners.close().await;

@@ -24,9 +24,7 @@ pub(crate) fn start(config: &LogConfig) -> anyhow::Result<()> {
     };
     started.map_err(|error| anyhow::anyhow!("start logging: {error}"))?;
     std::panic::set_hook(Box::new(|panic| {
-        let text = panic
-            .payload_as_str()
-            .unwrap_or("a panic without a text");
+        let text = panic.payload_as_str().unwrap_or("a panic without a text");
         let place = panic.location().map(ToString::to_string);
         let trace = std::backtrace::Backtrace::capture();
         tracing::error!(place, backtrace = %trace, "panic: {text}");

@@ -50,9 +50,15 @@ pub(crate) fn read_hub(hub: &Hub) {
 }
 
 fn describe() {
-    describe_counter!("fieldpost_log_groups_total", "Groups of messages made durable.");
+    describe_counter!(
+        "fieldpost_log_groups_total",
+        "Groups of messages made durable."
+    );
     describe_counter!("fieldpost_log_records_total", "Messages made durable.");
-    describe_counter!("fieldpost_log_bytes_total", "Bytes of messages made durable.");
+    describe_counter!(
+        "fieldpost_log_bytes_total",
+        "Bytes of messages made durable."
+    );
     describe_counter!(
         "fieldpost_log_records_dropped_total",
         "Messages dropped by the byte bound before their retention was over."
@@ -62,7 +68,10 @@ fn describe() {
         "Time spent waiting for the disk to make groups durable."
     );
     describe_gauge!("fieldpost_log_disk_bytes", "Disk space of the event log.");
-    describe_gauge!("fieldpost_log_batches_waiting", "Batches waiting to be made durable.");
+    describe_gauge!(
+        "fieldpost_log_batches_waiting",
+        "Batches waiting to be made durable."
+    );
     describe_gauge!("fieldpost_devices", "Registered devices by status.");
     describe_gauge!("fieldpost_devices_connected", "Devices that are connected.");
     describe_gauge!(
@@ -71,7 +80,10 @@ fn describe() {
     );
 }
 
-#[expect(clippy::cast_precision_loss, reason = "Prometheus counts in floating point")]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "Prometheus counts in floating point"
+)]
 fn as_gauge(value: u64) -> f64 {
     value as f64
 }

@@ -18,18 +18,37 @@ fn a_hub_starts_tells_where_it_is_and_stops_when_told_to() {
     let ca = place.data().join("ca.pem");
     assert_eq!(endpoints["caCertificate"], ca.to_str().unwrap());
     for listener in LISTENERS {
-        assert_eq!(endpoints["listeners"][listener]["address"], "127.0.0.1", "{endpoints}");
+        assert_eq!(
+            endpoints["listeners"][listener]["address"], "127.0.0.1",
+            "{endpoints}"
+        );
         assert_ne!(endpoints["listeners"][listener]["port"], 0, "{endpoints}");
     }
-    for part in ["hub.example", "connection-string", "NODE_EXTRA_CA_CERTS", ca.to_str().unwrap()] {
+    for part in [
+        "hub.example",
+        "connection-string",
+        "NODE_EXTRA_CA_CERTS",
+        ca.to_str().unwrap(),
+    ] {
         assert!(hub.welcome.contains(part), "{part}: {}", hub.welcome);
     }
     for path in ["/health/live", "/health/ready"] {
-        assert_eq!(hub.ask(&format!("GET {path}"), &[("Host", "localhost")], "").status, 200);
+        assert_eq!(
+            hub.ask(&format!("GET {path}"), &[("Host", "localhost")], "")
+                .status,
+            200
+        );
     }
     let metrics = hub.ask("GET /metrics", &[("Host", "localhost")], "").body;
-    assert!(metrics.contains("fieldpost_devices{status=\"enabled\"} 0"), "{metrics}");
-    for (file, mode) in [("admin-token", 0o600), ("key", 0o600), ("ca-key.pem", 0o600)] {
+    assert!(
+        metrics.contains("fieldpost_devices{status=\"enabled\"} 0"),
+        "{metrics}"
+    );
+    for (file, mode) in [
+        ("admin-token", 0o600),
+        ("key", 0o600),
+        ("ca-key.pem", 0o600),
+    ] {
         let metadata = std::fs::metadata(place.data().join(file)).unwrap();
         assert_eq!(metadata.permissions().mode() & 0o777, mode, "{file}");
     }
@@ -87,8 +106,14 @@ fn a_port_that_is_taken_is_named_and_can_be_gone_without() {
     let taken = format!("listeners.https.port={port}");
     let place = Place::new();
     let text = stderr_of_failure(&place.serve_command(&["--set", &taken]).output().unwrap());
-    let line = text.lines().find(|line| line.contains("listener https")).unwrap();
-    assert!(line.contains(&format!("127.0.0.1:{port}")) && line.contains("ss -ltnp"), "{text}");
+    let line = text
+        .lines()
+        .find(|line| line.contains("listener https"))
+        .unwrap();
+    assert!(
+        line.contains(&format!("127.0.0.1:{port}")) && line.contains("ss -ltnp"),
+        "{text}"
+    );
 
     let hub = place.serve(&["--set", &taken, "--allow-missing-ports"]);
     assert!(hub.endpoints()["listeners"]["https"].is_null());
@@ -115,7 +140,11 @@ fn the_admin_api_wants_the_token_a_local_host_and_no_foreign_origin() {
     check(&[("Host", "evil.example"), right], 403);
     check(&[local, right, ("Origin", "http://evil.example")], 403);
     // Outside test mode nobody moves the clock.
-    assert_eq!(hub.admin("POST /api/test/clock", "{\"advanceSeconds\": 1}").status, 404);
+    assert_eq!(
+        hub.admin("POST /api/test/clock", "{\"advanceSeconds\": 1}")
+            .status,
+        404
+    );
 }
 
 #[test]
@@ -173,13 +202,20 @@ fn a_certificate_of_the_operators_own_is_shown_and_reloaded() {
 /// The leaf that a TLS listener shows, as PEM.
 fn shown_certificate(port: u16) -> String {
     let output = Command::new("openssl")
-        .args(["s_client", "-connect", &format!("127.0.0.1:{port}"), "-showcerts"])
+        .args([
+            "s_client",
+            "-connect",
+            &format!("127.0.0.1:{port}"),
+            "-showcerts",
+        ])
         .stdin(std::process::Stdio::null())
         .output()
         .expect("openssl is installed wherever the tests run");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let end = "-----END CERTIFICATE-----";
-    let start = text.find("-----BEGIN CERTIFICATE-----").expect("a certificate is shown");
+    let start = text
+        .find("-----BEGIN CERTIFICATE-----")
+        .expect("a certificate is shown");
     let stop = text.find(end).unwrap() + end.len();
     text[start..stop].to_owned()
 }
@@ -201,12 +237,21 @@ os.execv(sys.argv[1], sys.argv[1:])
 ";
     let serve = place.serve_command(&[]);
     let mut command = Command::new("python3");
-    command.args(["-c", script]).arg(serve.get_program()).args(serve.get_args());
+    command
+        .args(["-c", script])
+        .arg(serve.get_program())
+        .args(serve.get_args());
     let hub = Hub::start(command, place.data());
     let ports = hub.welcome.lines().next().unwrap();
-    assert_eq!(ports, format!("{} {}", hub.port("mqtts"), hub.port("admin")));
+    assert_eq!(
+        ports,
+        format!("{} {}", hub.port("mqtts"), hub.port("admin"))
+    );
     let admin = hub.port("admin");
-    assert_eq!(ask(admin, "GET /health/ready", &[("Host", "localhost")], "").status, 200);
+    assert_eq!(
+        ask(admin, "GET /health/ready", &[("Host", "localhost")], "").status,
+        200
+    );
 }
 
 #[test]
@@ -224,12 +269,26 @@ fn a_second_signal_ends_the_process_at_once_and_a_start_can_be_interrupted() {
 fn a_wrong_configuration_is_reported_before_anything_is_touched() {
     let place = Place::new();
     let file = place.path("fieldpost.toml");
-    std::fs::write(&file, "[listeners.mqtts]\nprot = 1\n[hub]\nretention_days = 8\n").unwrap();
+    std::fs::write(
+        &file,
+        "[listeners.mqtts]\nprot = 1\n[hub]\nretention_days = 8\n",
+    )
+    .unwrap();
     let mut command = place.serve_command(&["--config", file.to_str().unwrap()]);
     let text = stderr_of_failure(&command.output().unwrap());
-    assert!(text.contains("line 2") && text.contains("did you mean `listeners.mqtts.port`?"), "{text}");
-    assert!(text.contains("line 4") && text.contains("range 1 to 7"), "{text}");
+    assert!(
+        text.contains("line 2") && text.contains("did you mean `listeners.mqtts.port`?"),
+        "{text}"
+    );
+    assert!(
+        text.contains("line 4") && text.contains("range 1 to 7"),
+        "{text}"
+    );
     assert!(!exists(&place.data()));
-    let check = fieldpost().args(["config", "check", "--config"]).arg(&file).output().unwrap();
+    let check = fieldpost()
+        .args(["config", "check", "--config"])
+        .arg(&file)
+        .output()
+        .unwrap();
     assert!(stderr_of_failure(&check).contains("listeners.mqtts.port"));
 }

@@ -7,7 +7,7 @@ use crate::error::{Error, Fatal, Misuse, condition};
 use crate::event::Event;
 use crate::frame::{AMQP_HEADER, FrameType, SASL_HEADER, put_frame};
 use crate::performative::Open;
-use crate::sasl::{SaslCode, SaslFrame, SaslInit, SaslMechanisms, SaslOutcome};
+use crate::sasl::{SaslCode, SaslFrame, SaslInit, SaslMechanisms, SaslOutcome, Secret};
 use crate::value::{Encoder, Symbol};
 
 impl Connection {
@@ -80,7 +80,7 @@ impl Connection {
                 }
                 let init = SaslInit {
                     mechanism: sasl.mechanism,
-                    initial_response: sasl.initial_response,
+                    initial_response: sasl.initial_response.map(Secret),
                     hostname: self.shared.config.hostname.clone(),
                 };
                 self.sasl_frame(|e| init.encode(e));

@@ -197,19 +197,6 @@ impl Field for Symbol {
     }
 }
 
-impl Field for Vec<u8> {
-    fn read(value: ValueRef<'_>) -> Result<Self, DecodeError> {
-        value
-            .as_bytes()
-            .map(<[u8]>::to_vec)
-            .ok_or(DecodeError::WrongType("binary"))
-    }
-
-    fn write(&self, e: &mut Encoder<'_>) {
-        e.binary(self);
-    }
-}
-
 impl Field for Map {
     fn read(value: ValueRef<'_>) -> Result<Self, DecodeError> {
         match value {

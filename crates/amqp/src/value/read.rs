@@ -243,6 +243,9 @@ impl<'a> Decoder<'a> {
                 return Err(DecodeError::TooDeep);
             }
         }
+        // The elements of an array may take no bytes at all, as those of an array of nulls. Nobody
+        // has a use for such an array, and its count could be anything.
+        check_count(count, inner.rest)?;
         Ok(ArrayRef {
             count,
             descriptor,
@@ -269,11 +272,7 @@ impl<'a> Decoder<'a> {
                 .ok_or(DecodeError::Truncated)?;
             (u32::from_be_bytes(*count), body)
         };
-        // Every element takes at least one byte (in an array the element constructor stands for
-        // the first), so a higher count is a lie that must not drive a loop.
-        if usize::try_from(count).map_or(true, |count| count > body.len()) {
-            return Err(DecodeError::CountTooLarge(count));
-        }
+        check_count(count, body)?;
         Ok((count, body))
     }
 
@@ -335,6 +334,14 @@ impl<'a> Decoder<'a> {
             .ok_or(DecodeError::Truncated)?;
         self.rest = rest;
         Ok(head)
+    }
+}
+
+/// Every value takes at least one byte, so a higher count is a lie that must not drive a loop.
+fn check_count(count: u32, body: &[u8]) -> Result<(), DecodeError> {
+    match usize::try_from(count) {
+        Ok(fits) if fits <= body.len() => Ok(()),
+        _ => Err(DecodeError::CountTooLarge(count)),
     }
 }
 

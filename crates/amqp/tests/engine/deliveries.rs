@@ -1,7 +1,10 @@
 //! Messages: credit, windows, frames, settlement.
 
-use bytes::Bytes;
-use fieldpost_amqp::performative::{Attach, DeliveryState, RcvSettleMode, Role, SndSettleMode};
+use bytes::{Bytes, BytesMut};
+use fieldpost_amqp::frame::{FrameType, put_frame};
+use fieldpost_amqp::performative::{
+    Attach, DeliveryState, Disposition, Flow, Performative, RcvSettleMode, Role, SndSettleMode,
+};
 use fieldpost_amqp::{
     Config, Connection, Delivery, Error, Event, LinkId, LinkReply, Message, Misuse, Outcome,
     SendError, condition,
@@ -334,9 +337,8 @@ fn the_receiver_settles_second() {
     pair.run();
     pair.client.take();
     // The receiving engine settles at once; an unsettled disposition needs a peer by hand.
-    let session_channel = 0;
-    let mut bytes = bytes::BytesMut::new();
-    let told = fieldpost_amqp::performative::Disposition {
+    let mut bytes = BytesMut::new();
+    let told = Disposition {
         role: Role::Receiver,
         first,
         last: Some(second),
@@ -344,12 +346,7 @@ fn the_receiver_settles_second() {
         state: Some(DeliveryState::Accepted),
         batchable: false,
     };
-    fieldpost_amqp::frame::put_frame(
-        &mut bytes,
-        fieldpost_amqp::frame::FrameType::Amqp,
-        session_channel,
-        |e| told.encode(e),
-    );
+    put_frame(&mut bytes, FrameType::Amqp, 0, |e| told.encode(e));
     let twice = [&bytes[..], &bytes[..]].concat();
     pair.server.engine.feed(&twice, pair.now).unwrap();
     let told: Vec<Outcome> =
@@ -427,6 +424,25 @@ fn draining() {
     assert_eq!(pair.server.engine.sendable(theirs), 1);
 }
 
+/// Feeds the server a flow that the client's engine would not send.
+fn feed_flow(pair: &mut Pair, flow: &Flow) {
+    let mut bytes = BytesMut::new();
+    put_frame(&mut bytes, FrameType::Amqp, 0, |e| flow.encode(e));
+    assert_eq!(pair.server.engine.feed(&bytes, pair.now), Ok(bytes.len()));
+}
+
+fn flow(handle: u32, link_credit: Option<u32>) -> Flow {
+    Flow {
+        next_incoming_id: Some(1),
+        incoming_window: 100,
+        next_outgoing_id: 1,
+        outgoing_window: 100,
+        handle: Some(handle),
+        link_credit,
+        ..Flow::default()
+    }
+}
+
 /// Credit that came before the server had answered the attach counts.
 #[test]
 fn early_credit() {
@@ -435,20 +451,7 @@ fn early_credit() {
     pair.client.engine.attach(session, receiver("r")).unwrap();
     pair.run();
     let asked = pair.asked();
-    let flow = fieldpost_amqp::performative::Flow {
-        next_incoming_id: Some(1),
-        incoming_window: 100,
-        next_outgoing_id: 1,
-        outgoing_window: 100,
-        handle: Some(0),
-        link_credit: Some(300),
-        ..Default::default()
-    };
-    let mut bytes = bytes::BytesMut::new();
-    fieldpost_amqp::frame::put_frame(&mut bytes, fieldpost_amqp::frame::FrameType::Amqp, 0, |e| {
-        flow.encode(e)
-    });
-    pair.server.engine.feed(&bytes, pair.now).unwrap();
+    feed_flow(&mut pair, &flow(0, Some(300)));
     assert_eq!(pair.server.engine.next_event(), None);
     pair.server
         .engine
@@ -456,6 +459,66 @@ fn early_credit() {
         .unwrap();
     assert_eq!(pair.server.engine.next_event(), Some(Event::Credit(asked)));
     assert_eq!(pair.server.engine.sendable(asked), 300);
+}
+
+/// One client sends flows without credit between real ones: they change nothing.
+#[test]
+fn a_flow_without_credit_changes_nothing() {
+    let mut pair = pair();
+    let (_, theirs) = downward(&mut pair, receiver("down"), 7);
+    feed_flow(&mut pair, &flow(0, None));
+    assert_eq!(pair.server.engine.next_event(), None);
+    assert_eq!(pair.server.engine.sendable(theirs), 7);
+}
+
+/// The same client grants credit on links on which it is the sender.
+#[test]
+fn credit_from_a_sender_means_nothing() {
+    let mut pair = pair();
+    let (ours, theirs) = upward(&mut pair, 7);
+    feed_flow(&mut pair, &flow(0, Some(10_000)));
+    assert_eq!(pair.server.engine.next_event(), None);
+    assert_eq!(pair.server.engine.credit(theirs), 7);
+    assert_eq!(pair.server.engine.sendable(theirs), 0);
+    pair.client
+        .engine
+        .send(ours, &unsettled(b"", &[b"x"]))
+        .unwrap();
+    pair.run();
+    assert_eq!(messages(pair.server.take()).len(), 1);
+}
+
+/// The largest windows and credits there are.
+#[test]
+fn boundless_windows_and_credit() {
+    let mut pair = pair();
+    let (_, theirs) = downward(&mut pair, receiver("down"), 1);
+    let boundless = Flow {
+        incoming_window: u32::MAX,
+        ..flow(0, Some(u32::MAX))
+    };
+    feed_flow(&mut pair, &boundless);
+    assert_eq!(pair.server.engine.sendable(theirs), u32::MAX);
+}
+
+#[test]
+fn echo_is_answered() {
+    let mut pair = pair();
+    let (_, theirs) = downward(&mut pair, receiver("down"), 7);
+    let echo = Flow {
+        echo: true,
+        ..flow(0, None)
+    };
+    feed_flow(&mut pair, &echo);
+    let output = pair.server.engine.output().split();
+    let (answer, _) = Performative::decode(&output[8..]).unwrap();
+    let Performative::Flow(answer) = answer else {
+        panic!("expected a flow, got {answer:?}");
+    };
+    assert_eq!((answer.handle, answer.link_credit), (Some(0), Some(7)));
+    assert_eq!(answer.delivery_count, Some(0));
+    assert_eq!(answer.incoming_window, 5_000);
+    assert_eq!(pair.server.engine.sendable(theirs), 7);
 }
 
 /// The client takes 3 frames at a time; a message of 9 frames waits for the window, and nothing

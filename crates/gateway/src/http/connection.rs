@@ -25,6 +25,7 @@ use crate::clock::Alarm;
 use crate::context::ConnectionContext;
 use crate::figures::count_refused;
 use crate::http::Routes;
+use crate::listen::limits::GatewayLimits;
 use crate::listen::upgrade::{Subprotocol, Upgrade, negotiate};
 
 /// Bytes of a request's head, and of what is buffered of a body, per connection.
@@ -75,7 +76,12 @@ impl Activity {
     }
 
     /// When the connection is to be closed for its silence.
-    fn due(&self, limit: Duration) -> Option<Duration> {
+    fn due(&self, limits: &GatewayLimits) -> Option<Duration> {
+        let limit = if self.authenticated.load(Ordering::Relaxed) {
+            limits.http_head
+        } else {
+            limits.http_first_head
+        };
         let since_ms = self.waiting_since_ms.load(Ordering::Relaxed);
         (since_ms != Self::BUSY).then(|| Duration::from_millis(since_ms).saturating_add(limit))
     }
@@ -87,7 +93,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let timer = Arc::clone(context.timer());
-    let limit = context.limits.http_head;
+    let limits = Arc::clone(&context.limits);
     let activity = Arc::new(Activity::new(timer.monotonic()));
     let service = service_fn(|request| {
         answer(
@@ -120,7 +126,7 @@ where
             if activity.authenticated.load(Ordering::Relaxed) {
                 context.authenticated();
             }
-            alarm.poll(cx, activity.due(limit)).map(|()| None)
+            alarm.poll(cx, activity.due(&limits)).map(|()| None)
         })
         .await
     };

@@ -218,6 +218,8 @@ pub(crate) fn write(api: &Api, mut response: Response<Body>) -> Response<Body> {
 
 /// Makes `value` the body of a response.
 pub(crate) fn set_json(response: &mut Response<Body>, value: &impl Serialize) {
+    // The router has counted the bytes of the body that stood there before.
+    response.headers_mut().remove(header::CONTENT_LENGTH);
     // Node's service SDK leaves a body unparsed without this.
     response.headers_mut().insert(
         header::CONTENT_TYPE,

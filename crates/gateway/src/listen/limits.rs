@@ -36,7 +36,9 @@ pub struct GatewayLimits {
     pub http_body_bytes_max: usize,
     /// Time for an HTTP client to send a request's body.
     pub http_body: Duration,
-    /// Time for an HTTP client to send the next request's head, idle time included.
+    /// Time for an HTTP client to send a request's head, before it has shown a valid credential.
+    pub http_first_head: Duration,
+    /// Time for an HTTP client to send the next request's head after that, idle time included.
     pub http_head: Duration,
 }
 
@@ -55,6 +57,7 @@ impl Default for GatewayLimits {
             drain: Duration::from_secs(10),
             http_body_bytes_max: 4 * 1024 * 1024,
             http_body: Duration::from_secs(30),
+            http_first_head: Duration::from_secs(15),
             http_head: Duration::from_secs(60),
         }
     }
@@ -79,9 +82,10 @@ pub(crate) struct Admission {
 }
 
 impl Admissions {
-    /// Nobody is there yet.
-    pub(crate) fn new(limits: &GatewayLimits) -> Arc<Self> {
-        let places_max = limits.unauthenticated_max.clamp(1, Semaphore::MAX_PERMITS);
+    /// Nobody is there yet. Each of `listeners` keeps a place for its next connection.
+    pub(crate) fn new(limits: &GatewayLimits, listeners: usize) -> Arc<Self> {
+        let places_max = limits.unauthenticated_max.saturating_add(listeners);
+        let places_max = places_max.clamp(1, Semaphore::MAX_PERMITS);
         Arc::new(Self {
             places: Arc::new(Semaphore::new(places_max)),
             places_max,
@@ -162,11 +166,14 @@ mod tests {
     use super::*;
 
     fn admissions(places: usize, per_address: usize) -> Arc<Admissions> {
-        Admissions::new(&GatewayLimits {
-            unauthenticated_max: places,
-            unauthenticated_per_address_max: per_address,
-            ..Default::default()
-        })
+        Admissions::new(
+            &GatewayLimits {
+                unauthenticated_max: places,
+                unauthenticated_per_address_max: per_address,
+                ..Default::default()
+            },
+            0,
+        )
     }
 
     #[tokio::test]

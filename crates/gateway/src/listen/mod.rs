@@ -21,7 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use tracing::{Instrument, debug, debug_span, warn};
+use tracing::{Instrument, debug, info, info_span, warn};
 
 use crate::clock::within;
 use crate::context::{ConnectionContext, Shared, Transport};
@@ -138,14 +138,20 @@ impl Acceptor {
         let mut draining = pin!(drain.wait_for(|draining| *draining));
         let mut connections = JoinSet::new();
         let mut back_off = ACCEPT_BACK_OFF.0;
+        // One future for each connection, so that it keeps its turn for a place while others end.
+        let mut accepting = Box::pin(self.accept());
         loop {
             let accepted = tokio::select! {
                 biased;
                 _ = &mut draining => break,
                 // Collecting the ended ones keeps the set as small as the number of open ones.
-                Some(_) = connections.join_next() => continue,
-                accepted = self.accept() => accepted,
+                Some(ended) = connections.join_next() => {
+                    log_panic(ended);
+                    continue;
+                }
+                accepted = &mut accepting => accepted,
             };
+            accepting.set(self.accept());
             match accepted {
                 Ok((stream, peer, admission)) => {
                     back_off = ACCEPT_BACK_OFF.0;
@@ -163,10 +169,13 @@ impl Acceptor {
                 }
             }
         }
+        drop(accepting);
         drop(self.socket);
         let limit = self.service.shared.limits.drain;
         let ended = within(&timer, limit, async {
-            while connections.join_next().await.is_some() {}
+            while let Some(ended) = connections.join_next().await {
+                log_panic(ended);
+            }
         });
         if ended.await.is_none() {
             let left = connections.len();
@@ -200,7 +209,7 @@ impl Acceptor {
         };
         let context = self.service.shared.connection(peer, local, over, admission);
         let kind = self.service.kind;
-        let span = debug_span!(
+        let span = info_span!(
             "connection",
             conn_id = context.conn_id,
             listener = %kind,
@@ -297,11 +306,12 @@ async fn handshake(
     stream: TcpStream,
     config: Arc<ServerConfig>,
     context: &ConnectionContext,
-) -> Option<TlsStream<TcpStream>> {
+) -> Option<Box<TlsStream<TcpStream>>> {
     // Boxed: what only the handshake needs goes with it.
     let handshake = Box::pin(TlsAcceptor::from(config).accept(stream));
     match within(context.timer(), context.limits.tls_handshake, handshake).await {
-        Some(Ok(stream)) => Some(stream),
+        // Boxed, because a future keeps a place for it at every call that it is passed through.
+        Some(Ok(stream)) => Some(Box::new(stream)),
         Some(Err(error)) => {
             count_refused("tls", "handshake");
             debug!(%error, "TLS handshake failed");
@@ -312,6 +322,15 @@ async fn handshake(
             debug!("TLS handshake took too long");
             None
         }
+    }
+}
+
+/// A connection that panics takes nobody along, but somebody should know.
+fn log_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        tracing::error!(%error, "a connection's task panicked");
     }
 }
 
@@ -337,6 +356,6 @@ fn log_crowded_address(timer: &Arc<dyn Timer>, peer: SocketAddr, kind: ListenerK
     static LIMIT: RepeatLimit = RepeatLimit::new();
     count_refused(kind.as_str(), "address_limit");
     if let Some(left_out) = LIMIT.pass(timer.monotonic()) {
-        tracing::info!(%kind, address = %peer.ip(), left_out, "too many connections from one address that nobody has authenticated on; closed");
+        info!(%kind, address = %peer.ip(), left_out, "too many connections from one address that nobody has authenticated on; closed");
     }
 }

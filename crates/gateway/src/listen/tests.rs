@@ -1,6 +1,7 @@
 //! Real sockets and real TLS on the loopback interface.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use fieldpost_mqtt::{ClientConnection, ClientOptions, Connect};
 use futures_util::{SinkExt, StreamExt};
@@ -104,7 +105,7 @@ impl Served {
             password: Some(token.as_bytes()),
         };
         let options = ClientOptions::default();
-        let client = ClientConnection::new(&connect, options, std::time::Duration::ZERO).unwrap();
+        let client = ClientConnection::new(&connect, options, Duration::ZERO).unwrap();
         client.output().to_vec()
     }
 }
@@ -265,4 +266,23 @@ async fn a_drain_ends_every_connection() {
     served.gateway.drain().await;
     assert_eq!(device.read(&mut [0; 1]).await.unwrap_or(0), 0);
     assert_eq!(silent.read(&mut [0; 1]).await.unwrap_or(0), 0);
+}
+
+#[tokio::test]
+async fn peers_that_say_nothing_are_let_go() {
+    let served = Served::start().await;
+    for (kind, said) in [
+        (ListenerKind::Mqtts, ""),
+        (ListenerKind::Http, ""),
+        (ListenerKind::Http, "GET /devices HTTP/1.1\r\nHost: loc"),
+    ] {
+        let before = served.hub.clock.sleepers();
+        let mut stream = served.tcp(kind).await;
+        stream.write_all(said.as_bytes()).await.unwrap();
+        while served.hub.clock.sleepers() == before {
+            tokio::task::yield_now().await;
+        }
+        served.hub.clock.advance(Duration::from_secs(15));
+        assert_eq!(stream.read(&mut [0; 1]).await.unwrap_or(0), 0, "{kind}");
+    }
 }

@@ -159,9 +159,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocketBytes<S> {
             return self.close(CloseCode::Protocol);
         }
         match header.opcode {
-            OpCode::Data(Data::Text) => return self.close(CloseCode::Unsupported),
+            OpCode::Data(Data::Text) => self.close(CloseCode::Unsupported),
             OpCode::Data(Data::Reserved(_)) | OpCode::Control(Control::Reserved(_)) => {
-                return self.close(CloseCode::Protocol);
+                self.close(CloseCode::Protocol);
             }
             OpCode::Data(data) => {
                 if (data == Data::Continue) != self.fragmented {
@@ -432,7 +432,8 @@ mod tests {
     async fn frames_are_bytes_and_breaches_close_with_their_code() {
         let close = |code: u16| [&[0x88, 2][..], &code.to_be_bytes()].concat();
         let long = vec![9; 5000];
-        let cases: [(&str, Vec<u8>, &[u8], Vec<u8>); 12] = [
+        type Case<'a> = (&'a str, Vec<u8>, &'a [u8], Vec<u8>);
+        let cases: [Case<'_>; 12] = [
             ("one", frame(0x82, b"abc"), b"abc", close(1000)),
             ("empty", frame(0x82, b""), b"", close(1000)),
             ("long", frame(0x82, &long), &long, close(1000)),

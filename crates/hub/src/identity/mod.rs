@@ -258,6 +258,7 @@ impl Registry {
         &self,
         change: impl Future<Output = T> + Send + 'static,
     ) -> T {
+        // There are no permits any more when the hub is closed; the store says so then.
         let permit = Arc::clone(&self.0.writes).acquire_owned().await;
         let task = tokio::spawn(async move {
             let _permit = permit;
@@ -273,11 +274,11 @@ impl Registry {
         }
     }
 
-    /// Waits until no write is on its way. Further ones wait for ever.
+    /// Waits until no write is on its way. Whoever comes later finds the store closed.
     pub(crate) async fn quiesce(&self) {
-        if let Ok(permits) = self.0.writes.acquire_many(WRITES_MAX).await {
-            permits.forget();
-        }
+        // A hub that was closed before has nothing on its way.
+        let _ = self.0.writes.acquire_many(WRITES_MAX).await;
+        self.0.writes.close();
     }
 
     async fn write_device(

@@ -299,24 +299,26 @@ impl Inner {
         }
     }
 
-    /// A generation id in the form of Azure's: 100-nanosecond ticks since the year 1, larger than
-    /// any that this process gave out before. The digits below the clock's resolution are random,
-    /// so that a clock that was set back between two starts does not repeat one.
+    /// A generation id: 100-nanosecond ticks since the year 1, as in Azure's, larger than any that
+    /// this process gave out before, and nine random digits, so that a clock that was set back
+    /// between two starts does not repeat one.
     fn next_generation(&self) -> Arc<str> {
         const TICKS_PER_MILLI: u64 = 10_000;
+        let since_year_1 = self.timer.now().since(Timestamp::NEVER).as_millis();
+        let now = u64::try_from(since_year_1)
+            .unwrap_or(u64::MAX)
+            .saturating_mul(TICKS_PER_MILLI);
+        let after = |last: u64| now.max(last.saturating_add(1));
+        let last =
+            self.last_generation
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| {
+                    Some(after(last))
+                });
+        let ticks = after(last.unwrap_or_else(|last| last));
         let mut random = [0; size_of::<u64>()];
         self.chance.fill(&mut random);
-        let since_year_1 = self.timer.now().since(Timestamp::NEVER).as_millis();
-        let ticks = u64::try_from(since_year_1)
-            .unwrap_or(u64::MAX)
-            .saturating_mul(TICKS_PER_MILLI)
-            .saturating_add(u64::from_le_bytes(random) % TICKS_PER_MILLI);
-        let next = |last: u64| Some(ticks.max(last.saturating_add(1)));
-        let last = self
-            .last_generation
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
-        let last = last.unwrap_or_else(|last| last);
-        Arc::from(ticks.max(last.saturating_add(1)).to_string())
+        let random = u64::from_le_bytes(random) % 1_000_000_000;
+        Arc::from(format!("{ticks}{random:09}"))
     }
 }
 

@@ -31,7 +31,7 @@ struct State {
 #[derive(Debug, Default)]
 pub(super) struct Turn {
     waker: AtomicWaker,
-    /// Both flags change under the budget's lock.
+    /// The flags change under the budget's lock.
     is_queued: AtomicBool,
     is_granted: AtomicBool,
     is_abandoned: AtomicBool,
@@ -40,6 +40,11 @@ pub(super) struct Turn {
 impl Turn {
     pub(super) fn register(&self, cx: &Context<'_>) {
         self.waker.register(cx.waker());
+    }
+
+    /// Whether its sender waits, or was served and has not come for it.
+    pub(super) fn is_taken(&self) -> bool {
+        self.is_queued.load(Ordering::Relaxed) || self.is_granted.load(Ordering::Relaxed)
     }
 
     pub(super) fn wake(&self) {

@@ -32,8 +32,9 @@ pub const WINDOW_MESSAGES: usize = 256;
 /// Bytes of messages of one connection that are not yet durable, at most.
 pub const WINDOW_BYTES: usize = 1024 * 1024;
 
-/// What is taken from the byte budget before a read from a connection; afterwards the true size of
-/// what the read brought takes its place.
+/// What is taken from the byte budget before a read from a connection, and the most that such a
+/// read should bring. Afterwards the true size of the messages takes its place, which is more when
+/// the read was the end of a message whose beginning was counted as incomplete until then.
 pub const READ_RESERVATION: usize = 64 * 1024;
 
 /// Accepts messages.

@@ -122,6 +122,16 @@ impl Sender {
         }
     }
 
+    /// Gives back what was reserved, and the place among those who wait for it. For a connection
+    /// that will not read for a while, for reasons of its own; otherwise its turn would lie idle.
+    pub fn withdraw(&mut self) {
+        self.unreserve();
+        if self.turn.is_taken() {
+            self.ingest.budget.leave(&self.turn);
+            self.turn = Arc::default();
+        }
+    }
+
     /// Whether another message may be accepted. Asked between the messages of one read; when there
     /// is no room, the rest of the read waits until there is.
     #[must_use]

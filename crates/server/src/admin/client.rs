@@ -88,7 +88,9 @@ impl AdminClient {
                     let hub = Box::new(hub);
                     return Ok(Self::Local { router, hub });
                 }
-                Err(error) if assembly::is_locked(&error) && tokio::time::Instant::now() < deadline => {
+                Err(error)
+                    if assembly::is_locked(&error) && tokio::time::Instant::now() < deadline =>
+                {
                     tokio::time::sleep(BUSY_LOOK_INTERVAL).await;
                 }
                 Err(error) => return Err(error),
@@ -228,7 +230,9 @@ async fn call_error(response: Response) -> anyhow::Error {
         }
         .into(),
         _ if status == StatusCode::UNAUTHORIZED => {
-            anyhow!("the hub does not take the admin token in its data directory; was it restarted?")
+            anyhow!(
+                "the hub does not take the admin token in its data directory; was it restarted?"
+            )
         }
         _ => anyhow!("the hub answered {status}"),
     }

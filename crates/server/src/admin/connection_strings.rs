@@ -52,7 +52,10 @@ pub(super) async fn show(
             format!("HostName={};DeviceId={id};{credential}", reach.host_name)
         }
         (None, true) => {
-            let policy = policy(parts.hub.access(), query.policy.as_deref().unwrap_or("service"))?;
+            let policy = policy(
+                parts.hub.access(),
+                query.policy.as_deref().unwrap_or("service"),
+            )?;
             let (endpoint, end) = if query.emulator {
                 (reach.emulator_endpoint()?, ";UseDevelopmentEmulator=true")
             } else {
@@ -116,7 +119,10 @@ fn policy(access: &Access, name: &str) -> Result<Policy, Problem> {
         problem(
             StatusCode::NOT_FOUND,
             "PolicyNotFound",
-            format!("there is no policy `{name}`; there are {}", names.join(", ")),
+            format!(
+                "there is no policy `{name}`; there are {}",
+                names.join(", ")
+            ),
         )
     })
 }

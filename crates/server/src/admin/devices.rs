@@ -29,7 +29,10 @@ pub(super) async fn list(
     Query(query): Query<ListQuery>,
 ) -> Result<Json<Value>, Problem> {
     let after = query.after.as_deref().map(parse_id).transpose()?;
-    let limit = query.limit.unwrap_or(REGISTRY_LIST_MAX).clamp(1, REGISTRY_LIST_MAX);
+    let limit = query
+        .limit
+        .unwrap_or(REGISTRY_LIST_MAX)
+        .clamp(1, REGISTRY_LIST_MAX);
     let page = parts
         .hub
         .registry()
@@ -50,7 +53,9 @@ pub(super) async fn list(
         .collect();
     let last = page.devices.last().map(|device| device.device_id.as_str());
     let continuation = last.filter(|_| page.more);
-    Ok(Json(json!({"devices": documents, "continuation": continuation})))
+    Ok(Json(
+        json!({"devices": documents, "continuation": continuation}),
+    ))
 }
 
 /// How many devices there are.
@@ -103,16 +108,17 @@ pub(super) async fn delete(
     headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
     let condition = condition(&headers)?.unwrap_or(Precondition::Any);
-    let deleted = parts.hub.registry().delete(&parse_id(&id)?, condition).await;
+    let deleted = parts
+        .hub
+        .registry()
+        .delete(&parse_id(&id)?, condition)
+        .await;
     deleted.map_err(|error| refused(&error, &id))?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// The device of this id.
-pub(super) async fn find(
-    parts: &AdminParts,
-    id: &str,
-) -> Result<std::sync::Arc<Device>, Problem> {
+pub(super) async fn find(parts: &AdminParts, id: &str) -> Result<std::sync::Arc<Device>, Problem> {
     let found = parts.hub.registry().get(&parse_id(id)?).await;
     let found = found.map_err(|error| refused(&RegistryError::Store(error), id))?;
     found.ok_or_else(|| refused(&RegistryError::NotFound, id))
@@ -120,7 +126,7 @@ pub(super) async fn find(
 
 /// Reads a device id.
 pub(super) fn parse_id(id: &str) -> Result<DeviceId, Problem> {
-    DeviceId::new(id).map_err(|error| invalid(format!("device id `{id}`: {error}")))
+    DeviceId::new(id).map_err(|error| invalid(format!("`{id}` cannot be a device id: {error}")))
 }
 
 /// Code and text of what the registry refused, the code as clients of the REST API know it.
@@ -174,7 +180,12 @@ fn condition(headers: &HeaderMap) -> Result<Option<Precondition>, Problem> {
     let Some(value) = headers.get(header::IF_MATCH) else {
         return Ok(None);
     };
-    let text = value.to_str().map_err(|_| invalid("If-Match is not text"))?.trim();
-    let bare = text.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
+    let text = value
+        .to_str()
+        .map_err(|_| invalid("If-Match is not text"))?
+        .trim();
+    let bare = text
+        .strip_prefix('"')
+        .and_then(|text| text.strip_suffix('"'));
     Ok(Some(Precondition::matching(bare.unwrap_or(text))))
 }

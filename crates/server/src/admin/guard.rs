@@ -27,7 +27,9 @@ pub(super) async fn check(State(token): State<Secret>, request: Request, next: N
             let mut response = problem(status, code, message).into_response();
             if status == StatusCode::UNAUTHORIZED {
                 let scheme = header::HeaderValue::from_static("Bearer");
-                response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+                response
+                    .headers_mut()
+                    .insert(header::WWW_AUTHENTICATE, scheme);
             }
             response
         }
@@ -35,14 +37,24 @@ pub(super) async fn check(State(token): State<Secret>, request: Request, next: N
 }
 
 fn refusal(headers: &HeaderMap, token: &Secret) -> Option<(StatusCode, &'static str)> {
-    let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or_default());
+    let text = |name| {
+        headers
+            .get(name)
+            .map(|value| value.to_str().unwrap_or_default())
+    };
     let Some(host) = text(header::HOST).filter(|host| is_loopback_name(host)) else {
-        return Some((StatusCode::FORBIDDEN, "the Host header must name the loopback interface"));
+        return Some((
+            StatusCode::FORBIDDEN,
+            "the Host header must name the loopback interface",
+        ));
     };
     if let Some(origin) = text(header::ORIGIN)
         && origin.strip_prefix("http://") != Some(host)
     {
-        return Some((StatusCode::FORBIDDEN, "requests of other origins are refused"));
+        return Some((
+            StatusCode::FORBIDDEN,
+            "requests of other origins are refused",
+        ));
     }
     let given = text(header::AUTHORIZATION)
         .and_then(|value| value.split_once(' '))
@@ -65,7 +77,9 @@ fn is_loopback_name(host: &str) -> bool {
         None => host.split(':').next().unwrap_or_default(),
     };
     name.eq_ignore_ascii_case("localhost")
-        || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+        || name
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
 }
 
 #[cfg(test)]
@@ -75,7 +89,10 @@ mod tests {
     #[test]
     fn only_a_local_tool_with_the_token_gets_in() {
         let token = Secret::new("right");
-        let check = |host: &str, origin: Option<&str>, authorization: Option<&str>, expected: Option<u16>| {
+        let check = |host: &str,
+                     origin: Option<&str>,
+                     authorization: Option<&str>,
+                     expected: Option<u16>| {
             let mut headers = HeaderMap::new();
             headers.insert(header::HOST, host.parse().unwrap());
             if let Some(origin) = origin {
@@ -88,17 +105,47 @@ mod tests {
             assert_eq!(status, expected, "{headers:?}");
         };
         let right = Some("Bearer right");
-        for host in ["localhost", "LOCALHOST:9640", "127.0.0.1:9640", "127.9.9.9", "[::1]:9640", "[::1]"] {
+        for host in [
+            "localhost",
+            "LOCALHOST:9640",
+            "127.0.0.1:9640",
+            "127.9.9.9",
+            "[::1]:9640",
+            "[::1]",
+        ] {
             check(host, None, right, None);
         }
-        for host in ["example.org", "127.0.0.1.example.org", "10.0.0.1:9640", "localhost.evil.example", ""] {
+        for host in [
+            "example.org",
+            "127.0.0.1.example.org",
+            "10.0.0.1:9640",
+            "localhost.evil.example",
+            "",
+        ] {
             check(host, None, right, Some(403));
         }
         check("localhost:9640", Some("http://localhost:9640"), right, None);
-        check("localhost:9640", Some("http://localhost:80"), right, Some(403));
-        check("localhost:9640", Some("https://evil.example"), right, Some(403));
+        check(
+            "localhost:9640",
+            Some("http://localhost:80"),
+            right,
+            Some(403),
+        );
+        check(
+            "localhost:9640",
+            Some("https://evil.example"),
+            right,
+            Some(403),
+        );
         check("localhost:9640", Some("null"), right, Some(403));
-        for wrong in ["Bearer wrong", "Bearer", "right", "Basic right", "Bearer righ", "Bearer right1"] {
+        for wrong in [
+            "Bearer wrong",
+            "Bearer",
+            "right",
+            "Basic right",
+            "Bearer righ",
+            "Bearer right1",
+        ] {
             check("localhost", None, Some(wrong), Some(401));
         }
         check("localhost", None, Some("bearer right"), None);

@@ -76,7 +76,72 @@ fn reason_against(view: &HealthView) -> Option<String> {
 async fn scrape(State(view): State<HealthView>) -> impl IntoResponse {
     metrics::read_hub(&view.hub);
     (
-        [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
+        [(
+            header::CONTENT_TYPE,
+            "text/plain; version=0.0.4; charset=utf-8",
+        )],
         view.metrics.render(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use fieldpost_hub::clock::{ManualClock, SeededChance};
+    use fieldpost_hub::secrets::Keyring;
+    use fieldpost_hub::{HubConfig, HubParts};
+    use fieldpost_model::{Partitioning, Timestamp};
+    use fieldpost_store::Health;
+    use fieldpost_store::memory::MemoryStore;
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_hub_is_ready_while_it_runs_and_its_store_takes_messages() {
+        let clock = Arc::new(ManualClock::new(Timestamp::UNIX_EPOCH));
+        let partitioning = Partitioning::new(4).unwrap();
+        let store = MemoryStore::automatic(partitioning, Arc::clone(&clock) as _);
+        let hub = Hub::open(HubParts {
+            store: store.store(),
+            timer: clock,
+            chance: Arc::new(SeededChance::new(1)),
+            keyring: Keyring::new(1, [7; 32]),
+            config: HubConfig::default(),
+        });
+        let hub = hub.await.unwrap();
+        let (phase, phase_seen) = watch::channel(Phase::Starting);
+        let view = HealthView {
+            hub,
+            phase: phase_seen,
+            metrics: PrometheusBuilder::new().build_recorder().handle(),
+        };
+        let check = async |expected: Option<&str>| {
+            assert_eq!(reason_against(&view).as_deref(), expected);
+            let status = ready(State(view.clone())).await.status();
+            assert_eq!(status == StatusCode::OK, expected.is_none());
+        };
+        check(Some("the hub is starting")).await;
+        phase.send_replace(Phase::Running);
+        check(None).await;
+        for (level, expected) in [
+            (HealthLevel::HoldMessages, "messages are held back: disk"),
+            (HealthLevel::HoldAll, "nothing is written: disk"),
+            (
+                HealthLevel::ReadOnly,
+                "the store is read-only until the hub is started anew: disk",
+            ),
+        ] {
+            store.log.set_health(Health {
+                level,
+                reason: Some("disk".into()),
+            });
+            check(Some(expected)).await;
+        }
+        store.log.set_health(Health::OK);
+        check(None).await;
+        phase.send_replace(Phase::Stopping);
+        check(Some("the hub is stopping")).await;
+    }
 }

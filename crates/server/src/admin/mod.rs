@@ -73,7 +73,11 @@ pub(crate) fn routes(parts: AdminParts) -> Router {
     }
     routes
         .fallback(|| async {
-            answer::problem(StatusCode::NOT_FOUND, "NotFound", "there is nothing under this path")
+            answer::problem(
+                StatusCode::NOT_FOUND,
+                "NotFound",
+                "there is nothing under this path",
+            )
         })
         .with_state(parts)
 }

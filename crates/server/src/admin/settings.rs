@@ -30,9 +30,11 @@ pub(super) async fn apply(
     let applied = parts.hub.settings().apply(settings).await;
     let applied = applied.map_err(|error| match error {
         ApplyError::Invalid(reason) => invalid(reason.to_string()),
-        ApplyError::Store(error) => {
-            problem(store_status(&error), "ServiceUnavailable", error.to_string())
-        }
+        ApplyError::Store(error) => problem(
+            store_status(&error),
+            "ServiceUnavailable",
+            error.to_string(),
+        ),
     })?;
     tracing::info!("the hub's settings were changed through the admin API");
     Ok(Json(document(&parts, &applied)))
@@ -116,7 +118,9 @@ fn present<'de, D: serde::Deserializer<'de>>(
 }
 
 fn document(parts: &AdminParts, settings: &HubSettings) -> Value {
-    let partition_ids: Vec<_> = (0..settings.partition_count).map(|id| id.to_string()).collect();
+    let partition_ids: Vec<_> = (0..settings.partition_count)
+        .map(|id| id.to_string())
+        .collect();
     let at_bytes_max = match settings.at_bytes_max {
         AtBytesMax::HoldMessages => "hold",
         AtBytesMax::DropOldest => "dropOldest",
@@ -154,7 +158,11 @@ mod tests {
             bytes_max: Some(5),
             ..HubSettings::default()
         };
-        if let Some(events) = resource.properties.event_hub_endpoints.and_then(|e| e.events) {
+        if let Some(events) = resource
+            .properties
+            .event_hub_endpoints
+            .and_then(|e| e.events)
+        {
             events.change(&mut settings).map_err(|problem| {
                 assert_eq!(problem.status, StatusCode::BAD_REQUEST);
                 problem.message
@@ -185,9 +193,15 @@ mod tests {
             let error = change(document.clone()).unwrap_err();
             assert!(error.contains(expected), "{document}: {error}");
         };
-        check(json!({"properties": {"cloudToDevice": {}}}), "cloudToDevice");
+        check(
+            json!({"properties": {"cloudToDevice": {}}}),
+            "cloudToDevice",
+        );
         check(events(json!({"retentionInDays": 3})), "retentionInDays");
-        check(events(json!({"atRetentionBytesMax": "x"})), "neither hold nor dropOldest");
+        check(
+            events(json!({"atRetentionBytesMax": "x"})),
+            "neither hold nor dropOldest",
+        );
         check(json!({"eventHubEndpoints": {}}), "properties");
     }
 }

@@ -35,7 +35,11 @@ pub(super) async fn advance(
         .map_err(|error| invalid(format!("advanceSeconds: {error}")))?;
     let moved = parts.movable_clock.is_some_and(|clock| clock.advance(span));
     if !moved {
-        return Err(problem(StatusCode::CONFLICT, "NotInTestMode", "the clock cannot be moved"));
+        return Err(problem(
+            StatusCode::CONFLICT,
+            "NotInTestMode",
+            "the clock cannot be moved",
+        ));
     }
     Ok(Json(json!({"now": parts.hub.timer().now().to_string()})))
 }

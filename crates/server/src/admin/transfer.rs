@@ -186,10 +186,18 @@ pub(super) async fn export(
             let Some(after) = after else {
                 return Ok::<_, RegistryError>(None);
             };
-            let page = parts.hub.registry().list(after.as_ref(), BATCH_DEVICES).await?;
+            let page = parts
+                .hub
+                .registry()
+                .list(after.as_ref(), BATCH_DEVICES)
+                .await?;
             let mut lines = Vec::new();
             for device in &page.devices {
-                lines.extend_from_slice(export_line(device, query.exclude_keys).to_string().as_bytes());
+                lines.extend_from_slice(
+                    export_line(device, query.exclude_keys)
+                        .to_string()
+                        .as_bytes(),
+                );
                 lines.push(b'\n');
             }
             let last = page.devices.last().map(|device| device.device_id.clone());

@@ -51,7 +51,9 @@ impl Inherited {
         let mut names = names.split(':');
         for n in 0..handed_over.len() {
             let text = names.next().unwrap_or_default();
-            let name = ListenerName::ALL.into_iter().find(|name| name.as_str() == text);
+            let name = ListenerName::ALL
+                .into_iter()
+                .find(|name| name.as_str() == text);
             let name = name.ok_or_else(|| {
                 anyhow::anyhow!(
                     "the service manager handed over a socket named `{text}`; set FileDescriptorName= to one of {}",
@@ -70,7 +72,10 @@ impl Inherited {
 /// Binds every enabled listener. The second list names those that could not be had.
 ///
 /// A listener whose socket was handed over is enabled, whatever the configuration says.
-pub(crate) fn bind(config: &Config, mut inherited: Inherited) -> (Vec<BoundListener>, Vec<BindError>) {
+pub(crate) fn bind(
+    config: &Config,
+    mut inherited: Inherited,
+) -> (Vec<BoundListener>, Vec<BindError>) {
     let mut bound = Vec::new();
     let mut missing = Vec::new();
     for listener in &config.listeners {
@@ -116,7 +121,11 @@ fn open(listener: &ListenerConfig) -> io::Result<TcpListener> {
 }
 
 fn open_at(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
     if address.is_ipv6() {
         socket.set_only_v6(!address.ip().is_unspecified())?;
     }
@@ -208,7 +217,10 @@ mod tests {
         assert!(bound.is_empty());
         let text = missing[0].to_string();
         let expected = format!("listener https: cannot listen on 127.0.0.1:{port}: ");
-        assert!(text.starts_with(&expected) && text.contains("listeners.https.port"), "{text}");
+        assert!(
+            text.starts_with(&expected) && text.contains("listeners.https.port"),
+            "{text}"
+        );
         assert!(!text.contains('\n'), "{text}");
     }
 

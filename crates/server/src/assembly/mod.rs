@@ -85,6 +85,7 @@ impl Process {
     /// When something is missing that a hub needs. Nothing is left running then.
     pub(crate) async fn start(config: &Config, settings: &Settings) -> anyhow::Result<Self> {
         let hang_up = signals::hang_up()?;
+        raise_descriptor_limit();
         files::prepare_data_directory(&config.data)?;
         let lock = DataLock::take(&config.data)?;
         // Whoever waits for these files must not find those of an earlier process.
@@ -99,7 +100,14 @@ impl Process {
         tell_of_unused_seed(config, settings, &opened);
 
         let identity = refresher.identity();
-        let listening = listen(config, &opened, inherited, &identity, ca_certificate, &metrics);
+        let listening = listen(
+            config,
+            &opened,
+            inherited,
+            &identity,
+            ca_certificate,
+            &metrics,
+        );
         let listening = match listening {
             Ok(listening) => listening,
             Err(error) => {
@@ -149,7 +157,9 @@ impl Process {
     pub(crate) async fn stop(self) -> anyhow::Result<()> {
         let stopped = tokio::time::timeout(STOP_TIME, self.stop_in_order()).await;
         stopped.with_context(|| {
-            format!("the hub did not stop within {STOP_TIME:?}; nothing that was acknowledged is lost")
+            format!(
+                "the hub did not stop within {STOP_TIME:?}; nothing that was acknowledged is lost"
+            )
         })
     }
 
@@ -166,7 +176,10 @@ impl Process {
             // The server is gone already when nobody listens.
             let _ = admin.stop.send(());
             // A long export, or a monitor that never lets go, is cut off.
-            if tokio::time::timeout(ADMIN_STOP_TIME, &mut admin.task).await.is_err() {
+            if tokio::time::timeout(ADMIN_STOP_TIME, &mut admin.task)
+                .await
+                .is_err()
+            {
                 admin.task.abort();
             }
         }
@@ -174,6 +187,17 @@ impl Process {
             tracing::warn!(%error, "the admin token could not be removed");
         }
         self.opened.close().await;
+    }
+}
+
+/// Allows as many connections as the system lets this process have: every one is a file
+/// descriptor, and the usual soft limit of 1,024 is for programs that use `select`.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files could not be raised");
     }
 }
 
@@ -289,7 +313,9 @@ fn reach(config: &Config, endpoints: &Endpoints) -> Reach {
     let amqps = endpoints.address(ListenerName::Amqps);
     Reach {
         host_name: config.host_name.clone(),
-        amqps_port: amqps.map(|address| address.port()).filter(|port| *port != AMQPS_PORT),
+        amqps_port: amqps
+            .map(|address| address.port())
+            .filter(|port| *port != AMQPS_PORT),
         emulator: endpoints.address(ListenerName::Amqp),
     }
 }
@@ -311,9 +337,18 @@ fn kind(name: ListenerName) -> Option<ListenerKind> {
 fn tell_of_unused_seed(config: &Config, settings: &Settings, opened: &OpenedHub) {
     let (seed, current) = (opened::seed(config), opened.hub.settings().get());
     let differing = [
-        ("hub.retention_days", seed.retention_days != current.retention_days),
-        ("hub.retention_bytes_max", seed.bytes_max != current.bytes_max),
-        ("hub.at_retention_bytes_max", seed.at_bytes_max != current.at_bytes_max),
+        (
+            "hub.retention_days",
+            seed.retention_days != current.retention_days,
+        ),
+        (
+            "hub.retention_bytes_max",
+            seed.bytes_max != current.bytes_max,
+        ),
+        (
+            "hub.at_retention_bytes_max",
+            seed.at_bytes_max != current.at_bytes_max,
+        ),
         (
             "hub.consumer_groups",
             seed.consumer_groups

@@ -7,7 +7,10 @@ use anyhow::Context as _;
 use axum::Router;
 use fieldpost_hub::settings::HubSettings;
 use fieldpost_hub::{Hub, HubConfig, HubParts};
+use fieldpost_model::Partitioning;
+use fieldpost_store::Store;
 use fieldpost_store::log::AtBytesMax;
+use fieldpost_store_embedded::{DiskMarks, EmbeddedConfig, EmbeddedStore, OpenError};
 
 use super::lock::{DataLock, LockError};
 use crate::admin::{self, AdminParts, Reach};
@@ -54,12 +57,7 @@ pub(super) async fn open(
     } else {
         SystemClock::new()
     });
-    let _ = purpose;
-    let store = fieldpost_store::memory::MemoryStore::automatic(
-        fieldpost_model::Partitioning::new(config.seed.partition_count).expect("checked"),
-        Arc::clone(&clock) as _,
-    )
-    .store();
+    let store = open_store(config, Arc::clone(&clock), purpose).await?;
     let hub = Hub::open(HubParts {
         store,
         timer: Arc::clone(&clock) as _,
@@ -71,7 +69,9 @@ pub(super) async fn open(
     .context("open the hub")?;
     let amqps = config.listener(ListenerName::Amqps).port;
     let emulator = config.listener(ListenerName::Amqp);
-    let emulator_address = emulator.address.filter(|_| emulator.enabled && emulator.port != 0);
+    let emulator_address = emulator
+        .address
+        .filter(|_| emulator.enabled && emulator.port != 0);
     Ok(OpenedHub {
         hub,
         clock,
@@ -82,6 +82,42 @@ pub(super) async fn open(
         },
         _lock: lock,
     })
+}
+
+async fn open_store(
+    config: &Config,
+    clock: Arc<SystemClock>,
+    purpose: Purpose,
+) -> anyhow::Result<Store> {
+    let path = store_path(config);
+    let mut engine = engine_config(config);
+    // Opening reads files, which may take long.
+    let store = tokio::task::spawn_blocking(move || {
+        match EmbeddedStore::open(&path, engine.clone(), Arc::clone(&clock) as _) {
+            Err(OpenError::TestStore { .. }) if purpose == Purpose::Command => {
+                engine.mark_as_test = true;
+                EmbeddedStore::open(&path, engine, clock)
+            }
+            opened => opened,
+        }
+    });
+    Ok(store.await??)
+}
+
+fn engine_config(config: &Config) -> EmbeddedConfig {
+    let partitioning = Partitioning::new(config.seed.partition_count)
+        .expect("the configuration has checked the number of partitions");
+    let mut engine = EmbeddedConfig::new(partitioning);
+    engine.mark_as_test = config.test_mode;
+    let log = &mut engine.log;
+    log.segment_bytes_max = config.store.segment_bytes;
+    log.segment_bytes_first = log.segment_bytes_first.min(config.store.segment_bytes);
+    log.tail_bytes = config.store.recent_bytes;
+    log.marks = DiskMarks {
+        hold_messages: config.store.hold_messages_below_bytes,
+        hold_all: config.store.hold_all_below_bytes,
+    };
+    engine
 }
 
 /// Whether a hub was ever opened in the data directory.

@@ -7,7 +7,10 @@ use super::endpoints::Endpoints;
 
 /// The text: endpoints, the CA, connection strings, and how each SDK is made to trust the CA.
 pub(super) fn text(endpoints: &Endpoints, data: &Path, version: &str) -> String {
-    let mut text = format!("\nFieldpost {version} is ready as {}\n\n", endpoints.host_name);
+    let mut text = format!(
+        "\nFieldpost {version} is ready as {}\n\n",
+        endpoints.host_name
+    );
     for (name, endpoint) in &endpoints.listeners {
         let what = match name.as_str() {
             "mqtts" => "devices over MQTT",
@@ -54,7 +57,7 @@ Trust the CA certificate {ca}
 "
         );
     }
-    text.push('\n');
+    text.push_str("\nCtrl-C stops the hub.\n");
     text
 }
 
@@ -77,7 +80,12 @@ mod tests {
             listeners: BTreeMap::from([("mqtts".to_owned(), endpoint)]),
         };
         let with_ca = text(&endpoints, Path::new("/data"), "1.2.3");
-        for part in ["hub.example", "127.0.0.1:8884", "server_verification_cert", "--data /data"] {
+        for part in [
+            "hub.example",
+            "127.0.0.1:8884",
+            "server_verification_cert",
+            "--data /data",
+        ] {
             assert!(with_ca.contains(part), "{part}: {with_ca}");
         }
         endpoints.ca_certificate = None;

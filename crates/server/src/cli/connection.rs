@@ -36,7 +36,9 @@ pub(super) fn run(args: &ConnectionStringArgs) -> anyhow::Result<ExitCode> {
         Some(_) => NoStore::Refuse,
         None => NoStore::Create,
     };
-    let answer = with_hub(&args.place, no_store, async |client| client.get(&path).await)?;
+    let answer = with_hub(&args.place, no_store, async |client| {
+        client.get(&path).await
+    })?;
     match args.output.output {
         Format::Json => output::json(&answer)?,
         Format::Text => {

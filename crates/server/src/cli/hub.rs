@@ -40,13 +40,15 @@ pub(super) struct ApplyArgs {
 
 pub(super) fn run(command: &HubCommand) -> anyhow::Result<ExitCode> {
     let settings = match command {
-        HubCommand::Show(args) => {
-            with_hub(&args.place, NoStore::Refuse, async |client| client.get("/api/hub").await)?
-        }
+        HubCommand::Show(args) => with_hub(&args.place, NoStore::Refuse, async |client| {
+            client.get("/api/hub").await
+        })?,
         HubCommand::Apply(args) => {
             let document = read_document(&args.file)?;
             with_hub(&args.place, NoStore::Create, async |client| {
-                client.call(Method::PUT, "/api/hub", &[], Some(&document)).await
+                client
+                    .call(Method::PUT, "/api/hub", &[], Some(&document))
+                    .await
             })?
         }
     };

@@ -65,7 +65,9 @@ enum Command {
     #[command(subcommand)]
     Config(config::ConfigCommand),
     /// Print a completion script for a shell.
-    #[command(after_help = "Example:\n  fieldpost completions bash > /etc/bash_completion.d/fieldpost")]
+    #[command(
+        after_help = "Example:\n  fieldpost completions bash > /etc/bash_completion.d/fieldpost"
+    )]
     Completions {
         /// The shell.
         shell: Shell,
@@ -196,15 +198,21 @@ impl ServeArgs {
         let mut sources = self.place.sources();
         sources.assignments.clone_from(&self.assignments);
         if let Some(name) = &self.host_name {
-            sources.flags.push(("host_name", name.clone(), "--host-name"));
-        }
-        if self.test_mode {
-            sources.flags.push(("run.test_mode", "true".to_owned(), "--test-mode"));
-        }
-        if self.allow_missing_ports {
             sources
                 .flags
-                .push(("run.allow_missing_ports", "true".to_owned(), "--allow-missing-ports"));
+                .push(("host_name", name.clone(), "--host-name"));
+        }
+        if self.test_mode {
+            sources
+                .flags
+                .push(("run.test_mode", "true".to_owned(), "--test-mode"));
+        }
+        if self.allow_missing_ports {
+            sources.flags.push((
+                "run.allow_missing_ports",
+                "true".to_owned(),
+                "--allow-missing-ports",
+            ));
         }
         sources
     }
@@ -226,7 +234,8 @@ fn with_hub<T>(
     let (config, _) = place.load()?;
     crate::logging::start(&LogConfig {
         json: false,
-        level: "warn".to_owned(),
+        // What the command has to say it says itself.
+        level: "error".to_owned(),
     })?;
     runtime()?.block_on(async {
         let client = AdminClient::open(&config, no_store).await?;
@@ -286,7 +295,7 @@ mod tests {
         let (config, _) = Config::load(&sources(line)).unwrap();
         assert_eq!(config.host_name, "a.example");
         assert!(config.test_mode && !config.allow_missing_ports);
-        let error = Config::load(&sources("fieldpost serve --host-name -x-")).map(|_| ());
+        let error = Config::load(&sources("fieldpost serve --host-name x-")).map(|_| ());
         assert!(error.is_err_and(|e| e.to_string().starts_with("command line --host-name: ")));
     }
 }

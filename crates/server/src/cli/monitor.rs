@@ -83,7 +83,10 @@ pub(super) fn run(args: &MonitorArgs) -> anyhow::Result<ExitCode> {
             reader.receive(partition, args.from.0).await?;
         }
         if args.output.output == Format::Text {
-            output::note(&format!("reading {} partitions; Ctrl-C ends", partitions.len()));
+            output::note(&format!(
+                "reading {} partitions; Ctrl-C ends",
+                partitions.len()
+            ));
         }
         let mut left = args.count.unwrap_or(u64::MAX);
         while left > 0 {
@@ -125,7 +128,13 @@ fn as_line(event: &Event) -> String {
 
 /// Text of a device without what would steer a terminal.
 fn printable(text: &str) -> String {
-    let shown = |c: char| if c.is_control() { c.escape_default().collect() } else { c.to_string() };
+    let shown = |c: char| {
+        if c.is_control() {
+            c.escape_default().collect()
+        } else {
+            c.to_string()
+        }
+    };
     text.chars().map(shown).collect()
 }
 
@@ -162,7 +171,11 @@ mod tests {
     #[test]
     fn positions_are_read_in_every_form() {
         let check = |text: &str, expected: Option<Start>| {
-            assert_eq!(text.parse::<Position>().ok().map(|p| p.0), expected, "{text}");
+            assert_eq!(
+                text.parse::<Position>().ok().map(|p| p.0),
+                expected,
+                "{text}"
+            );
         };
         check("earliest", Some(Start::Earliest));
         check("latest", Some(Start::Latest));

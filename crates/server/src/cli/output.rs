@@ -69,6 +69,12 @@ pub(crate) fn progress(what: &str, total: Option<u64>, unit: &str) -> ProgressBa
     bar
 }
 
+/// The style of progress that has no measure.
+pub(crate) fn spinner_style() -> ProgressStyle {
+    ProgressStyle::with_template("{msg} {spinner} {elapsed}")
+        .unwrap_or_else(|_| ProgressStyle::default_spinner())
+}
+
 /// Columns of text, padded to the widest cell of each, with a heading.
 pub(crate) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
     let widths: Vec<usize> = headings

@@ -49,7 +49,10 @@ impl PeerArgs {
     /// Finds the hub, its certificate, and a credential.
     pub(super) async fn find(&self, role: Role<'_>) -> anyhow::Result<Peer> {
         if let Some(text) = &self.connection_string {
-            let ca = self.ca.clone().context("--ca is needed with --connection-string")?;
+            let ca = self
+                .ca
+                .clone()
+                .context("--ca is needed with --connection-string")?;
             return Ok(Peer {
                 connection_string: text.parse()?,
                 address: None,

@@ -126,7 +126,10 @@ impl SendArgs {
             return std::fs::read(file).with_context(|| format!("read {}", file.display()));
         }
         let mut body = Vec::new();
-        std::io::stdin().lock().read_to_end(&mut body).context("read standard input")?;
+        std::io::stdin()
+            .lock()
+            .read_to_end(&mut body)
+            .context("read standard input")?;
         Ok(body)
     }
 
@@ -139,7 +142,9 @@ impl SendArgs {
         ];
         let mut pairs: Vec<String> = system
             .iter()
-            .filter_map(|(name, value)| Some(format!("{}={}", escaped(name), escaped(value.as_ref()?))))
+            .filter_map(|(name, value)| {
+                Some(format!("{}={}", escaped(name), escaped(value.as_ref()?)))
+            })
             .collect();
         for property in &self.properties {
             let Some((name, value)) = property.split_once('=') else {

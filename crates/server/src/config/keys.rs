@@ -155,14 +155,14 @@ static REST: [Key; 19] = [
     Key {
         path: "store.hold_messages_below_bytes",
         kind: Kind::Bytes { min: 0, max: TIB },
-        default: r#""512 MiB""#,
-        about: "With less free disk than this, messages are held back; registry and settings still change.",
+        default: "0",
+        about: "With less free disk than this, messages are held back; registry and settings still change. 0: 512 MiB, or a twentieth of the disk when that is less.",
     },
     Key {
         path: "store.hold_all_below_bytes",
         kind: Kind::Bytes { min: 0, max: TIB },
-        default: r#""128 MiB""#,
-        about: "With less free disk than this, nothing is written until there is space again.",
+        default: "0",
+        about: "With less free disk than this, nothing is written until there is space again. 0: 128 MiB, or a quarter of the first mark when that is less.",
     },
     Key {
         path: "limits.in_flight_bytes",
@@ -208,7 +208,10 @@ static REST: [Key; 19] = [
     },
     Key {
         path: "hub.retention_bytes_max",
-        kind: Kind::Bytes { min: 0, max: 1024 * TIB },
+        kind: Kind::Bytes {
+            min: 0,
+            max: 1024 * TIB,
+        },
         default: "0",
         about: "A bound on the disk space of the event log; 0 for none. Only for the first start.",
     },
@@ -299,7 +302,12 @@ pub(crate) fn key(path: &str) -> Option<&'static Key> {
 /// The known path that `path` most resembles, if any is near enough to be meant.
 pub(crate) fn nearest(path: &str) -> Option<&'static str> {
     keys()
-        .map(|key| (strsim::normalized_damerau_levenshtein(path, key.path), key.path))
+        .map(|key| {
+            (
+                strsim::normalized_damerau_levenshtein(path, key.path),
+                key.path,
+            )
+        })
         // A last part put under the wrong table is as likely as a slip of the finger.
         .chain(keys().filter_map(|key| {
             let (_, last) = key.path.rsplit_once('.')?;
@@ -332,7 +340,8 @@ mod tests {
 
     #[test]
     fn a_misspelt_key_finds_the_one_that_was_meant() {
-        let check = |given: &str, expected: Option<&str>| assert_eq!(nearest(given), expected, "{given}");
+        let check =
+            |given: &str, expected: Option<&str>| assert_eq!(nearest(given), expected, "{given}");
         check("listeners.mqtts.prot", Some("listeners.mqtts.port"));
         check("listner.mqtts.port", Some("listeners.mqtts.port"));
         check("hostname", Some("host_name"));

@@ -377,12 +377,16 @@ mod tests {
         check(
             "FIELDPOST_HOSTNAME",
             "hub.example",
-            Some("environment variable FIELDPOST_HOSTNAME: unknown key `FIELDPOST_HOSTNAME`; did you mean `FIELDPOST_HOST_NAME`?"),
+            Some(
+                "environment variable FIELDPOST_HOSTNAME: unknown key `FIELDPOST_HOSTNAME`; did you mean `FIELDPOST_HOST_NAME`?",
+            ),
         );
         check(
             "FIELDPOST_LISTENERS__MQTTS__PROT",
             "1",
-            Some("environment variable FIELDPOST_LISTENERS__MQTTS__PROT: unknown key `FIELDPOST_LISTENERS__MQTTS__PROT`; did you mean `FIELDPOST_LISTENERS__MQTTS__PORT`?"),
+            Some(
+                "environment variable FIELDPOST_LISTENERS__MQTTS__PROT: unknown key `FIELDPOST_LISTENERS__MQTTS__PROT`; did you mean `FIELDPOST_LISTENERS__MQTTS__PORT`?",
+            ),
         );
     }
 
@@ -391,7 +395,10 @@ mod tests {
         let check = |assignment: &str, expected: &str| {
             assert_eq!(load(None, &[], &[assignment]).unwrap_err(), expected);
         };
-        check("nonsense", "command line --set: expected KEY=VALUE, found `nonsense`");
+        check(
+            "nonsense",
+            "command line --set: expected KEY=VALUE, found `nonsense`",
+        );
         check(
             "log.levle=debug",
             "command line --set: unknown key `log.levle`; did you mean `log.level`?",

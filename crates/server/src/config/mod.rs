@@ -99,10 +99,10 @@ pub(crate) struct StoreConfig {
     pub(crate) segment_bytes: u64,
     /// Memory for the newest events.
     pub(crate) recent_bytes: usize,
-    /// First mark of a filling disk.
-    pub(crate) hold_messages_below_bytes: u64,
-    /// Second mark.
-    pub(crate) hold_all_below_bytes: u64,
+    /// First mark of a filling disk; `None` for the engine's own rule.
+    pub(crate) hold_messages_below_bytes: Option<u64>,
+    /// Second mark; likewise.
+    pub(crate) hold_all_below_bytes: Option<u64>,
 }
 
 /// How to log.
@@ -190,7 +190,9 @@ impl Config {
         let mut names = vec![self.host_name.clone()];
         names.extend(self.additional_host_names.iter().cloned());
         let addresses = self.listeners.iter().filter(|l| l.enabled);
-        let addresses = addresses.filter_map(|l| l.address).filter(|a| !a.is_unspecified());
+        let addresses = addresses
+            .filter_map(|l| l.address)
+            .filter(|a| !a.is_unspecified());
         names.extend(addresses.map(|address| address.to_string()));
         names.sort();
         names.dedup();
@@ -243,10 +245,13 @@ impl Reader<'_> {
             key_file,
             segment_bytes: self.integer("store.segment_bytes"),
             recent_bytes: self.size("store.recent_bytes"),
-            hold_messages_below_bytes: self.integer("store.hold_messages_below_bytes"),
-            hold_all_below_bytes: self.integer("store.hold_all_below_bytes"),
+            hold_messages_below_bytes: self.unless_zero("store.hold_messages_below_bytes"),
+            hold_all_below_bytes: self.unless_zero("store.hold_all_below_bytes"),
         };
-        if store.hold_all_below_bytes > store.hold_messages_below_bytes {
+        if let (Some(first), Some(second)) =
+            (store.hold_messages_below_bytes, store.hold_all_below_bytes)
+            && second > first
+        {
             self.refuse(
                 "store.hold_all_below_bytes",
                 "the second mark must not lie above the first, store.hold_messages_below_bytes",
@@ -316,11 +321,17 @@ impl Reader<'_> {
                 None
             }
             (Some(_), None) => {
-                self.refuse("tls.private_key", "must be set together with tls.certificate");
+                self.refuse(
+                    "tls.private_key",
+                    "must be set together with tls.certificate",
+                );
                 None
             }
             (None, Some(_)) => {
-                self.refuse("tls.certificate", "must be set together with tls.private_key");
+                self.refuse(
+                    "tls.certificate",
+                    "must be set together with tls.private_key",
+                );
                 None
             }
         }
@@ -330,7 +341,7 @@ impl Reader<'_> {
         HubSeed {
             partition_count: u16::try_from(self.integer("hub.partition_count")).unwrap_or(1),
             retention_days: u32::try_from(self.integer("hub.retention_days")).unwrap_or(1),
-            retention_bytes_max: Some(self.integer("hub.retention_bytes_max")).filter(|n| *n > 0),
+            retention_bytes_max: self.unless_zero("hub.retention_bytes_max"),
             drop_oldest: self.text("hub.at_retention_bytes_max") == "drop-oldest",
             consumer_groups: self.texts("hub.consumer_groups").to_vec(),
         }
@@ -362,6 +373,10 @@ impl Reader<'_> {
             Value::Integer(number) => *number,
             _ => 0,
         }
+    }
+
+    fn unless_zero(&self, key: &str) -> Option<u64> {
+        Some(self.integer(key)).filter(|number| *number > 0)
     }
 
     fn size(&self, key: &str) -> usize {
@@ -435,10 +450,19 @@ mod tests {
             let error = config(assignments).unwrap_err();
             assert!(error.contains(expected), "{assignments:?}: {error}");
         };
-        check(&["tls.certificate=a.pem"], "`tls.private_key`: must be set together");
-        check(&["tls.private_key=a.pem"], "`tls.certificate`: must be set together");
+        check(
+            &["tls.certificate=a.pem"],
+            "`tls.private_key`: must be set together",
+        );
+        check(
+            &["tls.private_key=a.pem"],
+            "`tls.certificate`: must be set together",
+        );
         check(&["listeners.admin.address=*"], "give it a loopback address");
-        check(&["listeners.amqp.address=10.0.0.1"], "give it a loopback address");
+        check(
+            &["listeners.amqp.address=10.0.0.1"],
+            "give it a loopback address",
+        );
         check(
             &["run.test_mode=true", "listeners.mqtts.address=0.0.0.0"],
             "in test mode every listener",
@@ -447,7 +471,10 @@ mod tests {
         check(&["hub_name=a.b"], "a hub name has");
         check(&["log.level=loud=quiet=x"], "`log.level`");
         check(
-            &["store.hold_all_below_bytes=1 GiB"],
+            &[
+                "store.hold_messages_below_bytes=1 MiB",
+                "store.hold_all_below_bytes=1 GiB",
+            ],
             "must not lie above the first",
         );
     }

@@ -67,8 +67,14 @@ mod tests {
         };
         let (_, settings) = Config::load(&sources).unwrap();
         let printed = as_toml(&settings);
-        assert!(printed.contains("port = 8443  # command line --set"), "{printed}");
-        assert!(printed.contains("retention_days = 1  # default"), "{printed}");
+        assert!(
+            printed.contains("port = 8443  # command line --set"),
+            "{printed}"
+        );
+        assert!(
+            printed.contains("retention_days = 1  # default"),
+            "{printed}"
+        );
         std::fs::write(&path, &printed).unwrap();
         let (_, again) = Config::load(&Sources {
             file: Some(path),
@@ -76,7 +82,12 @@ mod tests {
         })
         .unwrap();
         for key in keys() {
-            assert_eq!(settings.get(key.path).0, again.get(key.path).0, "{}", key.path);
+            assert_eq!(
+                settings.get(key.path).0,
+                again.get(key.path).0,
+                "{}",
+                key.path
+            );
         }
     }
 
@@ -99,7 +110,11 @@ mod tests {
             .collect();
         assert_eq!(documented, real);
         for key in keys() {
-            assert!(text.contains(key.about), "the meaning of {} is not documented", key.path);
+            assert!(
+                text.contains(key.about),
+                "the meaning of {} is not documented",
+                key.path
+            );
         }
     }
 }

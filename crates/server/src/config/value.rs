@@ -83,7 +83,10 @@ impl Value {
                 Ok(Self::Text(text.to_owned()))
             }
             Kind::Texts => {
-                let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+                let items = text
+                    .split(',')
+                    .map(str::trim)
+                    .filter(|item| !item.is_empty());
                 Ok(Self::Texts(items.map(str::to_owned).collect()))
             }
         }
@@ -175,13 +178,20 @@ mod tests {
         let check = |kind: Kind, text: &str, expected: Option<Value>| {
             assert_eq!(Value::from_text(kind, text).ok(), expected, "{text}");
         };
-        let bytes = Kind::Bytes { min: 0, max: u64::MAX };
+        let bytes = Kind::Bytes {
+            min: 0,
+            max: u64::MAX,
+        };
         check(bytes, "256 MiB", Some(Value::Integer(256 << 20)));
         check(bytes, "4GiB", Some(Value::Integer(4 << 30)));
         check(bytes, "17", Some(Value::Integer(17)));
         check(bytes, "1 MB", None);
         check(bytes, "99999999999 TiB", None);
-        check(Kind::Integer { min: 1, max: 7 }, "7", Some(Value::Integer(7)));
+        check(
+            Kind::Integer { min: 1, max: 7 },
+            "7",
+            Some(Value::Integer(7)),
+        );
         check(Kind::Integer { min: 1, max: 7 }, "8", None);
         check(Kind::Integer { min: 1, max: 7 }, "-1", None);
         check(Kind::Bool, "yes", None);

@@ -43,7 +43,10 @@ impl Authority {
     /// The server certificate: the one on disk while it serves, else a new one.
     pub(crate) fn present(&self, now: SystemTime) -> Result<Presented, TrustError> {
         let ca_der = self.ca(now)?;
-        let (certificate, key) = (self.folder.join("server.pem"), self.folder.join("server-key.pem"));
+        let (certificate, key) = (
+            self.folder.join("server.pem"),
+            self.folder.join("server-key.pem"),
+        );
         // A pair that cannot be read, or that a crash left half replaced, is made anew.
         if let Ok(presented) = read_pair(&certificate, &key)
             && self.still_serves(&presented, &ca_der, now)
@@ -138,7 +141,9 @@ impl Authority {
             .unwrap_or_else(|_| OffsetDateTime::from(now + LEAF_LIFE));
         params.serial_number = Some(serial());
         params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, "Fieldpost hub");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "Fieldpost hub");
         params.subject_alt_names = self
             .names
             .iter()
@@ -162,7 +167,10 @@ fn ca_params(now: SystemTime) -> Result<CertificateParams, rcgen::Error> {
     params.serial_number = Some(serial());
     params.distinguished_name = DistinguishedName::new();
     // Two hubs' CAs in one trust store must not share a name: clients look issuers up by it.
-    let mark: String = random::<4>().iter().map(|byte| format!("{byte:02x}")).collect();
+    let mark: String = random::<4>()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     params
         .distinguished_name
         .push(DnType::CommonName, format!("Fieldpost CA {mark}"));
@@ -183,8 +191,12 @@ fn names_of(leaf: &X509Certificate<'_>) -> Vec<String> {
         .filter_map(|name| match name {
             GeneralName::DNSName(name) => Some((*name).to_owned()),
             GeneralName::IPAddress(bytes) => match bytes.len() {
-                4 => <[u8; 4]>::try_from(*bytes).ok().map(|b| IpAddr::from(b).to_string()),
-                16 => <[u8; 16]>::try_from(*bytes).ok().map(|b| IpAddr::from(b).to_string()),
+                4 => <[u8; 4]>::try_from(*bytes)
+                    .ok()
+                    .map(|b| IpAddr::from(b).to_string()),
+                16 => <[u8; 16]>::try_from(*bytes)
+                    .ok()
+                    .map(|b| IpAddr::from(b).to_string()),
                 _ => None,
             },
             _ => None,
@@ -214,7 +226,9 @@ fn random<const N: usize>() -> [u8; N] {
 
 fn seconds(time: SystemTime) -> i64 {
     time.duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+        .map_or(0, |since| {
+            i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+        })
 }
 
 fn write(path: &Path, pem: &str, mode: u32) -> Result<(), TrustError> {
@@ -269,20 +283,32 @@ mod tests {
         assert!(!leaf.basic_constraints().unwrap().unwrap().value.ca);
         let usage = leaf.key_usage().unwrap().unwrap().value;
         assert!(usage.digital_signature() && !usage.key_cert_sign());
-        assert!(leaf.extended_key_usage().unwrap().unwrap().value.server_auth);
+        assert!(
+            leaf.extended_key_usage()
+                .unwrap()
+                .unwrap()
+                .value
+                .server_auth
+        );
 
         let subject_key = |certificate: &X509Certificate<'_>| {
-            certificate.extensions().iter().find_map(|e| match e.parsed_extension() {
-                ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0.to_vec()),
-                _ => None,
-            })
+            certificate
+                .extensions()
+                .iter()
+                .find_map(|e| match e.parsed_extension() {
+                    ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0.to_vec()),
+                    _ => None,
+                })
         };
-        let authority_key = leaf.extensions().iter().find_map(|e| match e.parsed_extension() {
-            ParsedExtension::AuthorityKeyIdentifier(id) => {
-                id.key_identifier.as_ref().map(|id| id.0.to_vec())
-            }
-            _ => None,
-        });
+        let authority_key = leaf
+            .extensions()
+            .iter()
+            .find_map(|e| match e.parsed_extension() {
+                ParsedExtension::AuthorityKeyIdentifier(id) => {
+                    id.key_identifier.as_ref().map(|id| id.0.to_vec())
+                }
+                _ => None,
+            });
         assert!(subject_key(&ca).is_some() && subject_key(&leaf).is_some());
         assert_eq!(authority_key, subject_key(&ca));
 
@@ -311,7 +337,11 @@ mod tests {
             let next = leaf(&hub.present(at).unwrap());
             assert_eq!(next == last, is_kept, "{why}");
             last = next;
-            assert_eq!(std::fs::read(folder.path().join("ca.pem")).unwrap(), ca, "{why}");
+            assert_eq!(
+                std::fs::read(folder.path().join("ca.pem")).unwrap(),
+                ca,
+                "{why}"
+            );
         };
         check("at once", &hub, now, true);
         check("after 200 days", &hub, now + 200 * DAY, true);
@@ -352,7 +382,9 @@ mod tests {
     #[test]
     fn openssl_accepts_the_chain_in_strict_mode() {
         let folder = tempfile::tempdir().unwrap();
-        authority(folder.path(), NAMES).present(SystemTime::now()).unwrap();
+        authority(folder.path(), NAMES)
+            .present(SystemTime::now())
+            .unwrap();
         let verify = |extra: &[&str]| {
             std::process::Command::new("openssl")
                 .args(["verify", "-x509_strict", "-purpose", "sslserver", "-CAfile"])
@@ -362,10 +394,18 @@ mod tests {
                 .output()
                 .expect("openssl is installed wherever the tests run")
         };
-        for name in [["-verify_hostname", "hub.example"], ["-verify_ip", "127.0.0.1"], ["-verify_ip", "::1"]] {
+        for name in [
+            ["-verify_hostname", "hub.example"],
+            ["-verify_ip", "127.0.0.1"],
+            ["-verify_ip", "::1"],
+        ] {
             let output = verify(&name);
             assert!(output.status.success(), "{output:?}");
         }
-        assert!(!verify(&["-verify_hostname", "elsewhere.example"]).status.success());
+        assert!(
+            !verify(&["-verify_hostname", "elsewhere.example"])
+                .status
+                .success()
+        );
     }
 }

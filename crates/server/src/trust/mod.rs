@@ -103,19 +103,32 @@ pub(crate) fn built_in_names(hub_name: &str) -> Vec<String> {
         .map(str::to_owned)
         .into();
     names.push(format!("{hub_name}.localhost").to_ascii_lowercase());
-    let machine = rustix::system::uname().nodename().to_string_lossy().to_ascii_lowercase();
-    if !machine.is_empty() && machine.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b)) {
+    let machine = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .to_ascii_lowercase();
+    if !machine.is_empty()
+        && machine
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
+    {
         names.push(machine);
     }
     names
 }
 
 fn certificate_names(config: &Config) -> Vec<String> {
-    let configured = config.names().into_iter().map(|name| match name.parse::<IpAddr>() {
-        Ok(address) => address.to_string(),
-        Err(_) => name.to_ascii_lowercase(),
-    });
-    let mut names: Vec<_> = built_in_names(&config.hub_name).into_iter().chain(configured).collect();
+    let configured = config
+        .names()
+        .into_iter()
+        .map(|name| match name.parse::<IpAddr>() {
+            Ok(address) => address.to_string(),
+            Err(_) => name.to_ascii_lowercase(),
+        });
+    let mut names: Vec<_> = built_in_names(&config.hub_name)
+        .into_iter()
+        .chain(configured)
+        .collect();
     names.sort();
     names.dedup();
     names

@@ -62,11 +62,15 @@ impl Refresher {
     }
 
     fn refresh(&mut self) -> anyhow::Result<()> {
-        let presented = self.trust.present(SystemTime::now()).map_err(|error: TrustError| error)?;
+        let presented = self
+            .trust
+            .present(SystemTime::now())
+            .map_err(|error: TrustError| error)?;
         if presented.chain == self.shown {
             return Ok(());
         }
-        self.identity.replace(presented.chain.clone(), presented.key)?;
+        self.identity
+            .replace(presented.chain.clone(), presented.key)?;
         self.shown = presented.chain;
         tracing::info!("a new certificate is shown from now on");
         Ok(())

@@ -119,11 +119,15 @@ impl Hub {
             .unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut welcome = String::new();
-        // The welcome ends with an empty line after everything else.
-        while !(welcome.contains(" is ready as ") && welcome.ends_with("\n\n") && welcome.contains("Connect:") ) {
+        while !welcome.ends_with("stops the hub.\n") {
             if stdout.read_line(&mut welcome).unwrap() == 0 {
                 let mut log = String::new();
-                child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+                child
+                    .stderr
+                    .take()
+                    .unwrap()
+                    .read_to_string(&mut log)
+                    .unwrap();
                 panic!("the hub did not start: {welcome}{log}");
             }
         }
@@ -176,7 +180,12 @@ impl Hub {
     pub(crate) fn stop(mut self) -> (ExitStatus, String) {
         self.signal(Signal::TERM);
         let mut log = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+        self.child
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut log)
+            .unwrap();
         (self.child.wait().unwrap(), log)
     }
 
@@ -189,7 +198,10 @@ impl Hub {
     /// Reads the log up to a line that holds `text`.
     pub(crate) fn wait_for_log(&mut self, text: &str) {
         let log = BufReader::new(self.child.stderr.as_mut().unwrap());
-        assert!(log.lines().any(|line| line.unwrap().contains(text)), "{text}");
+        assert!(
+            log.lines().any(|line| line.unwrap().contains(text)),
+            "{text}"
+        );
     }
 }
 

@@ -438,7 +438,7 @@ impl File for SimFile {
     fn write_at(&self, parts: &[IoSlice<'_>], at: u64) -> io::Result<usize> {
         let mut state = self.disk.lock();
         let fault = state.call("write")?;
-        let mut bytes = parts.concat();
+        let mut bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
         let crashed = state.crashed;
         let inode = state.inode(self.inode)?;
         match fault {

@@ -142,8 +142,11 @@ mod tests {
         lines
     }
 
-    fn seen_properties(properties: &fieldpost_model::Properties<'_>) -> Vec<(String, Option<String>)> {
-        let owned = |(name, value): (&str, Option<&str>)| (name.to_owned(), value.map(str::to_owned));
+    fn seen_properties(
+        properties: &fieldpost_model::Properties<'_>,
+    ) -> Vec<(String, Option<String>)> {
+        let owned =
+            |(name, value): (&str, Option<&str>)| (name.to_owned(), value.map(str::to_owned));
         properties.iter().map(owned).collect()
     }
 

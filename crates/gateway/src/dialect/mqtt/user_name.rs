@@ -32,8 +32,9 @@ pub(crate) enum InvalidUserName {
 impl<'a> UserName<'a> {
     /// Reads a user name in any of the forms that SDKs and hand-made clients write.
     ///
-    /// The query begins at the first segment behind the device id that starts with `?` or holds
-    /// `api-version=`, and goes to the end, slashes included: Node does not encode its model id.
+    /// The query begins at the first segment behind the device id that starts with `?` or, from old
+    /// clients, holds one of its parameters. It goes to the end, slashes included: Node does not
+    /// encode its model id.
     pub(crate) fn parse(text: &'a str) -> Result<Self, InvalidUserName> {
         let (host, rest) = text.split_once('/').ok_or(InvalidUserName::NoDevice)?;
         let (device, mut rest) = rest.split_once('/').unwrap_or((rest, ""));
@@ -44,7 +45,7 @@ impl<'a> UserName<'a> {
         let mut query = "";
         while !rest.is_empty() {
             let (segment, behind) = rest.split_once('/').unwrap_or((rest, ""));
-            if segment.starts_with('?') || segment.contains("api-version=") {
+            if begins_query(segment) {
                 query = rest.strip_prefix('?').unwrap_or(rest);
                 break;
             }
@@ -75,6 +76,12 @@ impl<'a> UserName<'a> {
             _ => false,
         }
     }
+}
+
+fn begins_query(segment: &str) -> bool {
+    segment.starts_with('?')
+        || segment.contains("api-version=")
+        || segment.contains("DeviceClientType=")
 }
 
 fn model_id(query: &str) -> Option<String> {

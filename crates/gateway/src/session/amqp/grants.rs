@@ -3,6 +3,7 @@
 use fieldpost_hub::auth::Grant;
 use fieldpost_hub::policies::Rights;
 use fieldpost_model::Timestamp;
+use fieldpost_model::limits::TOKEN_CLOCK_SKEW;
 
 /// Tokens that one connection may hold. A client that reads every partition under a token of its
 /// own stays far below.
@@ -37,7 +38,7 @@ impl Grants {
 
     /// When the connection's login expires, if it has one.
     pub(super) fn login_expires(&self) -> Option<Timestamp> {
-        self.login.as_ref().map(|grant| grant.expires)
+        self.login.as_ref().map(end)
     }
 
     /// Keeps a grant, in place of the one put under the same name before.
@@ -50,7 +51,7 @@ impl Grants {
             return Ok(());
         }
         if self.put.len() >= GRANTS_MAX {
-            self.put.retain(|(_, kept)| kept.expires > now);
+            self.put.retain(|(_, kept)| end(kept) > now);
         }
         if self.put.len() >= GRANTS_MAX {
             return Err(NotKept::TooMany);
@@ -68,14 +69,14 @@ impl Grants {
         now: Timestamp,
     ) -> Option<Timestamp> {
         self.all()
-            .filter(|grant| grant.expires > now && grant.allows(rights, host, path))
-            .map(|grant| grant.expires)
+            .filter(|grant| end(grant) > now && grant.allows(rights, host, path))
+            .map(end)
             .max()
     }
 
     /// When the last of all grants expires; `None` without any.
     pub(super) fn last_expiry(&self) -> Option<Timestamp> {
-        self.all().map(|grant| grant.expires).max()
+        self.all().map(end).max()
     }
 
     fn all(&self) -> impl Iterator<Item = &Grant> {
@@ -83,4 +84,10 @@ impl Grants {
             .iter()
             .chain(self.put.iter().map(|(_, grant)| grant))
     }
+}
+
+/// When a grant ends here: a token is also taken for this much longer than it says, because clocks
+/// differ, and what it granted must not end before it would be refused.
+fn end(grant: &Grant) -> Timestamp {
+    grant.expires.saturating_add(TOKEN_CLOCK_SKEW)
 }

@@ -66,7 +66,7 @@ struct Core {
     durable: u64,
     /// Read and not worked off, because something must be answered first.
     held_input: Vec<u8>,
-    /// Since when nothing is read, for the store's or the window's sake.
+    /// Nothing is read, for the store's or the window's sake.
     paused: bool,
     draining_until: Option<Duration>,
     unflushed: bool,
@@ -300,10 +300,13 @@ impl Core {
     where
         S: AsyncRead + Unpin,
     {
-        let blocked = self.draining_until.is_some()
-            || self.subscriptions.change.is_some()
-            || self.engine.output_len() > OUTPUT_BYTES_MAX;
-        if blocked {
+        // A client that does not take its answers is silent, whatever it sends meanwhile.
+        if self.draining_until.is_some() || self.engine.output_len() > OUTPUT_BYTES_MAX {
+            // Its turn at the byte budget must not lie idle meanwhile.
+            self.sender.withdraw();
+            return Ok(Round::Idle);
+        }
+        if self.subscriptions.change.is_some() {
             self.paused = true;
             return Ok(Round::Idle);
         }

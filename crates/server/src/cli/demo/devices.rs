@@ -161,7 +161,8 @@ impl Sender {
         };
         // Devices do not all speak at the same moment.
         let offset = pause.mul_f64(phase(self.number));
-        let mut turns = tokio::time::interval_at(self.started + offset, pause.max(Duration::from_micros(1)));
+        let mut turns =
+            tokio::time::interval_at(self.started + offset, pause.max(Duration::from_micros(1)));
         turns.set_missed_tick_behavior(MissedTickBehavior::Burst);
         loop {
             if rate == 0 {

@@ -110,7 +110,12 @@ impl Seen {
             let came = messages.iter().take(expected).filter(|came| **came).count();
             u64::try_from(expected - came).unwrap_or(u64::MAX)
         };
-        state.messages.iter().zip(acknowledged).map(missing_of).sum()
+        state
+            .messages
+            .iter()
+            .zip(acknowledged)
+            .map(missing_of)
+            .sum()
     }
 }
 
@@ -167,7 +172,11 @@ impl Figures {
             &["MESSAGES", "COUNT", "PER SECOND", "P50", "P99", "MAX"],
             &[
                 row("sent", self.sent, None),
-                row("acknowledged", self.acknowledged, Some(self.acknowledged_latency)),
+                row(
+                    "acknowledged",
+                    self.acknowledged,
+                    Some(self.acknowledged_latency),
+                ),
                 row("read", self.read, Some(self.read_latency)),
                 vec!["lost".to_owned(), self.lost.to_string()],
             ],
@@ -201,7 +210,10 @@ pub(super) fn view(tally: &Tally, seen: &Seen, elapsed: Duration) -> String {
 
 /// The body of a device's message: who sent it, its number, and when after the start.
 pub(super) fn body(device: usize, number: u32, after: Duration) -> String {
-    format!("{{\"device\":{device},\"number\":{number},\"micros\":{}}}", micros(after))
+    format!(
+        "{{\"device\":{device},\"number\":{number},\"micros\":{}}}",
+        micros(after)
+    )
 }
 
 fn parse_body(body: &[u8]) -> Option<(usize, usize, Duration)> {
@@ -215,7 +227,8 @@ fn parse_body(body: &[u8]) -> Option<(usize, usize, Duration)> {
 }
 
 fn histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, LATENCY_MICROS_MAX, 2).expect("the bounds are a fixed valid range")
+    Histogram::new_with_bounds(1, LATENCY_MICROS_MAX, 2)
+        .expect("the bounds are a fixed valid range")
 }
 
 fn percentiles(histogram: &Histogram<u64>) -> [Duration; 3] {

@@ -93,8 +93,15 @@ fn assignments() -> Vec<String> {
 
 async fn play(args: &DemoArgs, process: &Process) -> anyhow::Result<Figures> {
     let endpoints = process.endpoints();
-    let address = |name| endpoints.address(name).context("the demo's listeners are on");
-    let ca = endpoints.ca_certificate.clone().context("the demo's hub has a CA")?;
+    let address = |name| {
+        endpoints
+            .address(name)
+            .context("the demo's listeners are on")
+    };
+    let ca = endpoints
+        .ca_certificate
+        .clone()
+        .context("the demo's hub has a CA")?;
     let trust = read_trust(ca)?;
 
     let mut reader = Reader::connect(&ReaderOptions {
@@ -151,7 +158,10 @@ async fn play(args: &DemoArgs, process: &Process) -> anyhow::Result<Figures> {
 
 fn reader_string(process: &Process) -> anyhow::Result<ConnectionString> {
     let hub = process.hub();
-    let policy = hub.access().policy("service").context("every hub has the policy service")?;
+    let policy = hub
+        .access()
+        .policy("service")
+        .context("every hub has the policy service")?;
     Ok(ConnectionString {
         host_name: process.endpoints().host_name.clone(),
         device_id: None,

@@ -6,9 +6,7 @@ use axum::http::{Method, header};
 use serde_json::{Value, json};
 
 use super::super::{Format, encoded, output, with_hub};
-use super::{
-    Auth, CreateArgs, CredentialArgs, DeleteArgs, ListArgs, ShowArgs, Status, UpdateArgs,
-};
+use super::{Auth, CreateArgs, CredentialArgs, DeleteArgs, ListArgs, ShowArgs, Status, UpdateArgs};
 use crate::admin::NoStore;
 
 /// Devices asked for in one call.
@@ -16,7 +14,11 @@ const PAGE_DEVICES: usize = 1000;
 
 pub(super) fn create(args: &CreateArgs) -> anyhow::Result<ExitCode> {
     let mut document = json!({"status": args.status.as_str()});
-    set(&mut document, "statusReason", args.reason.clone().map(Value::from));
+    set(
+        &mut document,
+        "statusReason",
+        args.reason.clone().map(Value::from),
+    );
     set(&mut document, "authentication", args.credential.document());
     let path = device_path(&args.id);
     let device = with_hub(&args.place, NoStore::Create, async |client| {
@@ -27,7 +29,9 @@ pub(super) fn create(args: &CreateArgs) -> anyhow::Result<ExitCode> {
 
 pub(super) fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
     let path = device_path(&args.id);
-    let device = with_hub(&args.place, NoStore::Refuse, async |client| client.get(&path).await)?;
+    let device = with_hub(&args.place, NoStore::Refuse, async |client| {
+        client.get(&path).await
+    })?;
     print_device(&device, args.output.output)
 }
 
@@ -39,7 +43,11 @@ pub(super) fn update(args: &UpdateArgs) -> anyhow::Result<ExitCode> {
         let mut document = client.get(&path).await?;
         let etag = document.get("etag").and_then(Value::as_str).unwrap_or("*");
         let etag = args.if_match.clone().unwrap_or_else(|| etag.to_owned());
-        set(&mut document, "status", args.status.map(|status| json!(status.as_str())));
+        set(
+            &mut document,
+            "status",
+            args.status.map(|status| json!(status.as_str())),
+        );
         if let Some(reason) = &args.reason {
             let reason = Some(reason.as_str()).filter(|reason| !reason.is_empty());
             set(&mut document, "statusReason", Some(json!(reason)));
@@ -50,7 +58,9 @@ pub(super) fn update(args: &UpdateArgs) -> anyhow::Result<ExitCode> {
             set(&mut document, "authentication", args.credential.document());
         }
         let condition = [(header::IF_MATCH, etag.as_str())];
-        client.call(Method::PUT, &path, &condition, Some(&document)).await
+        client
+            .call(Method::PUT, &path, &condition, Some(&document))
+            .await
     })?;
     print_device(&device, args.output.output)
 }
@@ -60,7 +70,9 @@ pub(super) fn delete(args: &DeleteArgs) -> anyhow::Result<ExitCode> {
         let condition = args.if_match.as_deref().unwrap_or("*");
         for id in &args.ids {
             let condition = [(header::IF_MATCH, condition)];
-            client.call(Method::DELETE, &device_path(id), &condition, None).await?;
+            client
+                .call(Method::DELETE, &device_path(id), &condition, None)
+                .await?;
         }
         Ok(())
     })?;
@@ -138,7 +150,13 @@ impl ListPrinter {
     }
 }
 
-const COLUMNS: [&str; 5] = ["DEVICE", "STATUS", "CONNECTION", "AUTHENTICATION", "LAST ACTIVITY"];
+const COLUMNS: [&str; 5] = [
+    "DEVICE",
+    "STATUS",
+    "CONNECTION",
+    "AUTHENTICATION",
+    "LAST ACTIVITY",
+];
 
 fn row(device: &Value) -> Vec<String> {
     let pointers = [
@@ -149,8 +167,15 @@ fn row(device: &Value) -> Vec<String> {
         "/lastActivityTime",
     ];
     let cell = |pointer: &&str| {
-        let text = device.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-        if text.starts_with("0001-") { "never".to_owned() } else { text.to_owned() }
+        let text = device
+            .pointer(pointer)
+            .and_then(Value::as_str)
+            .unwrap_or_default();
+        if text.starts_with("0001-") {
+            "never".to_owned()
+        } else {
+            text.to_owned()
+        }
     };
     pointers.iter().map(cell).collect()
 }
@@ -162,7 +187,10 @@ fn print_device(device: &Value, format: Format) -> anyhow::Result<ExitCode> {
             let values = row(device);
             for (name, value) in COLUMNS.iter().zip(&values) {
                 let name = name.to_lowercase();
-                output::line(&format!("{} {value}", output::heading(&format!("{name:<15}"))))?;
+                output::line(&format!(
+                    "{} {value}",
+                    output::heading(&format!("{name:<15}"))
+                ))?;
             }
             if let Some(reason) = device.get("statusReason").and_then(Value::as_str) {
                 output::line(&format!("{} {reason}", output::heading("status reason  ")))?;

@@ -73,7 +73,8 @@ pub(super) fn import(args: &ImportArgs) -> anyhow::Result<ExitCode> {
     let (mut reader, bytes): (Box<dyn BufRead + Send>, _) = if args.file.as_os_str() == "-" {
         (Box::new(BufReader::new(io::stdin())), None)
     } else {
-        let file = File::open(&args.file).with_context(|| format!("read {}", args.file.display()))?;
+        let file =
+            File::open(&args.file).with_context(|| format!("read {}", args.file.display()))?;
         let bytes = file.metadata().ok().map(|metadata| metadata.len());
         (Box::new(BufReader::new(file)), bytes)
     };
@@ -93,9 +94,9 @@ pub(super) fn import(args: &ImportArgs) -> anyhow::Result<ExitCode> {
                 break;
             }
             let sent = u64::try_from(chunk.len()).unwrap_or_default();
-            let result = send_chunk(client, chunk).await.with_context(|| {
-                format!("import the lines from {} on", tally.lines + 1)
-            })?;
+            let result = send_chunk(client, chunk)
+                .await
+                .with_context(|| format!("import the lines from {} on", tally.lines + 1))?;
             bar.suspend(|| tally.add(result, lines));
             bar.inc(sent);
         }
@@ -160,14 +161,23 @@ impl Tally {
                 break;
             }
             self.told += 1;
-            let line = error.get("line").and_then(Value::as_u64).unwrap_or_default() + self.lines;
+            let line = error
+                .get("line")
+                .and_then(Value::as_u64)
+                .unwrap_or_default()
+                + self.lines;
             if let Some(members) = error.as_object_mut() {
                 members.insert("line".to_owned(), json!(line));
             }
             match self.format {
                 Format::Json => self.errors.push(error),
                 Format::Text => {
-                    let text = |member| error.get(member).and_then(Value::as_str).unwrap_or_default();
+                    let text = |member| {
+                        error
+                            .get(member)
+                            .and_then(Value::as_str)
+                            .unwrap_or_default()
+                    };
                     output::note(&format!(
                         "line {line}: {} ({})",
                         text("errorStatus"),
@@ -188,10 +198,9 @@ impl Tally {
                 "failed": self.failed,
                 "errors": self.errors,
             }))?,
-            Format::Text => output::line(&format!(
-                "{} applied, {} failed",
-                self.applied, self.failed
-            ))?,
+            Format::Text => {
+                output::line(&format!("{} applied, {} failed", self.applied, self.failed))?
+            }
         }
         Ok(if self.failed == 0 {
             ExitCode::SUCCESS
@@ -246,7 +255,10 @@ mod tests {
 
     #[test]
     fn chunks_hold_whole_lines_and_the_last_needs_no_end() {
-        let text: String = (0..CHUNK_LINES + 5).map(|n| format!("{n}\n")).collect::<String>() + "last";
+        let text: String = (0..CHUNK_LINES + 5)
+            .map(|n| format!("{n}\n"))
+            .collect::<String>()
+            + "last";
         let mut reader = BufReader::with_capacity(7, text.as_bytes());
         let (first, lines) = next_chunk(&mut reader).unwrap();
         assert_eq!(lines, CHUNK_LINES);

@@ -57,6 +57,8 @@ impl SegmentHeader {
         out.put_u16_le(u16::from(self.filled));
         out.put_u16_le(0);
         out.put_u32_le(0);
+        // The check, once all else is known.
+        out.put_u32_le(0);
         for (&(stream, partition), position) in &self.positions.known {
             out.put_u16_le(stream.0);
             out.put_u16_le(partition.0);

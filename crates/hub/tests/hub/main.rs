@@ -1,0 +1,12 @@
+//! The rules of the hub, on the memory engine and with time that moves only when told to.
+#![expect(clippy::unwrap_used, reason = "helpers of tests may fail as tests do")]
+
+mod access;
+mod bench;
+mod events;
+mod history;
+mod ingest;
+mod presence;
+mod registry;
+mod settings;
+mod subscriptions;
