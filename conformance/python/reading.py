@@ -29,16 +29,17 @@ def positions(client):
 def read_until(client, enough, *, starting_position="-1", **options):
     """Receives from all partitions until `enough(events)` holds; returns the events.
 
-    Events come as `(partition_id, EventData)`.
+    Events come as `(partition_id, EventData)`. In batches, because the SDK hands out single events
+    only a few times a second once nothing new comes in.
     """
     events = []
     errors = []
     done = threading.Event()
     guard = threading.Lock()
 
-    def on_event(context, event):
+    def on_batch(context, batch):
         with guard:
-            events.append((context.partition_id, event))
+            events.extend((context.partition_id, event) for event in batch)
             if enough(events):
                 done.set()
 
@@ -47,9 +48,14 @@ def read_until(client, enough, *, starting_position="-1", **options):
         done.set()
 
     receiver = threading.Thread(
-        target=client.receive,
-        args=(on_event,),
-        kwargs={"starting_position": starting_position, "on_error": on_error, **options},
+        target=client.receive_batch,
+        args=(on_batch,),
+        kwargs={
+            "starting_position": starting_position,
+            "on_error": on_error,
+            "max_wait_time": 0.1,
+            **options,
+        },
         daemon=True,
     )
     receiver.start()

@@ -248,7 +248,9 @@ def read_all(connection):
     while True:
         try:
             piece = connection.recv(4096)
-        except (ConnectionResetError, ssl.SSLError):
+        except TimeoutError:
+            raise
+        except OSError:
             return got
         if not piece:
             return got
@@ -276,7 +278,7 @@ def test_rubbish_before_connect_ends_the_connection_without_an_answer(hub, rubbi
     "rubbish",
     [
         b"\x31\xff\xff\xff\xff\x7f",  # a remaining length of five bytes
-        b"\x32\x05\x00\x05ab",  # a topic longer than its packet
+        b"\x32\x04\x00\x05ab",  # a topic longer than its packet
         b"\x32\x02\x00\x00",  # no packet id
         b"\x36\x05\x00\x01a\x00\x01",  # QoS 3
         b"\x82\x02\x00\x01",  # a SUBSCRIBE without a filter
@@ -419,7 +421,7 @@ def test_a_drain_gives_back_the_credit_that_is_left(own_hub):
         bytes.fromhex("0000001a02000000005312d0fffffff0fffffff0") + b"\x40" * 6,
         # A frame that announces more than the limit.
         bytes.fromhex("7fffffff02000000") + b"\0" * 64,
-        # Lists in lists, 20,000 deep.
+        # Lists in lists, 5,000 deep.
         struct.pack(">I", 8 + 3 + 9 * 5000) + bytes.fromhex("02000000005312")
         + b"".join(struct.pack(">BII", 0xD0, 9 * (5000 - n), 1) for n in range(5000)),
     ],
@@ -429,8 +431,11 @@ def test_a_hostile_frame_ends_its_connection_and_hurts_nobody(hub, device, hosti
     connection = tls_socket(hub, 5671)
     connection.sendall(b"AMQP\x00\x01\x00\x00")
     assert connection.recv(8) == b"AMQP\x00\x01\x00\x00"
-    connection.sendall(hostile)
-    connection.settimeout(WAIT_SECONDS_MAX)
+    try:
+        connection.sendall(hostile)
+    except OSError:
+        # The hub has closed the connection before it was all sent.
+        pass
     read_all(connection)
     peer = Paho(hub, device)
     peer.publish(events_topic(device))

@@ -103,7 +103,7 @@ def test_every_system_property_comes_out_as_it_went_in(hub, device, websocket):
 
 
 def test_a_model_id_reaches_the_reader(hub, device):
-    client = client_of(hub, device, model_id="dtmi:com:example:Thermostat;1")
+    client = client_of(hub, device, product_info="dtmi:com:example:Thermostat;1")
     client.connect()
     client.send_message("x")
     client.shutdown()

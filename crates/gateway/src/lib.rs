@@ -11,6 +11,8 @@ mod clock;
 mod context;
 mod dialect;
 mod figures;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod http;
 pub mod io;
 pub mod listen;

@@ -1,5 +1,11 @@
 //! The life of a hub process, seen from outside.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
 mod support;
 
 use std::net::TcpListener;

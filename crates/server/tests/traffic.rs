@@ -1,10 +1,16 @@
 //! Messages through the real binary: `send`, `monitor`, `demo`, and what happens to them when the
 //! hub stops or its files are damaged.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
 mod support;
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -197,7 +203,7 @@ fn the_demo_loses_nothing_and_says_so_in_its_last_line() {
     assert!(figures["sent"].as_u64().unwrap() > 100, "{figures}");
     // Nothing but data on standard output, nothing but trouble on standard error.
     assert_eq!(text.lines().count(), 1, "{text}");
-    assert!(output.stderr.is_empty(), "{output:?}");
+    assert!(output.stderr.is_empty(), "{:?}", output.stderr);
 }
 
 #[test]
@@ -221,8 +227,10 @@ fn help_shows_examples_and_mistakes_are_usage_errors() {
             "{command:?}: colours without a terminal"
         );
     }
-    let output: std::process::Output =
-        Command::output(fieldpost().args(["demo", "--devices", "0"])).unwrap();
+    let output = fieldpost()
+        .args(["demo", "--devices", "0"])
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(2));
     let missing = fieldpost()
         .args(["monitor", "--data", "/nonexistent"])

@@ -7,13 +7,26 @@
 //!
 //! The crate knows what is stored as bytes only, and nothing of the hub's rules.
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "test data is small; the build without tests has these lints"
+    )
+)]
+
 mod damage;
 mod directory;
 pub mod documents;
 pub mod files;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod health;
 pub mod log;
 mod store;
+#[cfg(test)]
+mod store_tests;
 #[cfg(test)]
 mod testing;
 mod verify;

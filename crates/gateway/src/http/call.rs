@@ -130,7 +130,8 @@ fn is_length_limit(error: &axum::Error) -> bool {
     false
 }
 
-fn if_match(headers: &HeaderMap) -> Result<Option<Precondition>, Refusal> {
+/// The condition of `If-Match` in any of its spellings.
+pub(crate) fn if_match(headers: &HeaderMap) -> Result<Option<Precondition>, Refusal> {
     let Some(value) = headers.get(header::IF_MATCH) else {
         return Ok(None);
     };

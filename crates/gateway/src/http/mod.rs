@@ -1,11 +1,11 @@
 //! The registry's REST routes, on the port that also carries WebSocket.
 
 mod bulk;
-mod call;
+pub(crate) mod call;
 pub(crate) mod connection;
 mod devices;
 pub mod document;
-mod path;
+pub(crate) mod path;
 pub(crate) mod refusal;
 #[cfg(test)]
 mod tests;

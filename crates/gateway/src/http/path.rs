@@ -28,7 +28,7 @@ pub(crate) fn normalise(mut request: Request) -> Request {
 ///
 /// SDKs double slashes, end with one, and write fixed words in several cases. A segment behind
 /// `devices` or `modules` is an id and stays as it is, escapes included.
-fn normalised_path(path: &str) -> Option<String> {
+pub(crate) fn normalised_path(path: &str) -> Option<String> {
     let mut normal = String::with_capacity(path.len());
     let mut id_follows = false;
     for (at, segment) in path.split('/').filter(|s| !s.is_empty()).enumerate() {

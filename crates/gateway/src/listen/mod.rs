@@ -5,7 +5,7 @@ pub mod limits;
 mod tests;
 pub mod tls;
 pub(crate) mod upgrade;
-mod websocket;
+pub(crate) mod websocket;
 
 use std::fmt;
 use std::io;

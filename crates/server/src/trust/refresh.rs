@@ -6,7 +6,7 @@ use fieldpost_gateway::TlsIdentity;
 use rustls::pki_types::CertificateDer;
 use tokio::signal::unix::Signal;
 
-use super::{Trust, TrustError};
+use super::Trust;
 
 /// How often files and ends are looked at. Both are cheap to look at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(60);
@@ -62,10 +62,7 @@ impl Refresher {
     }
 
     fn refresh(&mut self) -> anyhow::Result<()> {
-        let presented = self
-            .trust
-            .present(SystemTime::now())
-            .map_err(|error: TrustError| error)?;
+        let presented = self.trust.present(SystemTime::now())?;
         if presented.chain == self.shown {
             return Ok(());
         }

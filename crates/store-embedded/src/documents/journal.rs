@@ -124,13 +124,13 @@ fn journals(folder: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
 }
 
 /// How far a journal is whole, and what follows.
-struct Walk {
-    valid_bytes: u64,
-    rest: Rest,
+pub(super) struct Walk {
+    pub(super) valid_bytes: u64,
+    pub(super) rest: Rest,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Rest {
+pub(super) enum Rest {
     /// Zeros or nothing.
     Nothing,
     /// No whole batch.
@@ -142,7 +142,7 @@ enum Rest {
 impl Walk {
     /// `sequence` is the newest sequence number so far. They grow from batch to batch; the
     /// journal's checksums do not cover them.
-    fn of(bytes: &[u8], sequence: &mut Option<u64>) -> Self {
+    pub(super) fn of(bytes: &[u8], sequence: &mut Option<u64>) -> Self {
         let mut rest = bytes;
         while let Some((number, after)) = batch(rest)
             && sequence.is_none_or(|last| number > last)

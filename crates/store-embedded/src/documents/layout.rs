@@ -193,7 +193,12 @@ fn exact<const N: usize>(space: Space, key: &[u8], row: &[u8]) -> Result<[u8; N]
         .map_err(|_| row_error(space, key, "the row has another length than its kind"))
 }
 
-fn seal(space: Space, key: &[u8], bytes: usize, fields: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+pub(super) fn seal(
+    space: Space,
+    key: &[u8],
+    bytes: usize,
+    fields: impl FnOnce(&mut Vec<u8>),
+) -> Vec<u8> {
     let mut row = Vec::with_capacity(ROW_HEADER_BYTES + bytes);
     row.put_u32_le(0);
     row.put_u8(ROW);

@@ -7,6 +7,8 @@
 mod committer;
 mod engine;
 mod fjall_engine;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod journal;
 mod layout;
 mod queue;

@@ -1,6 +1,6 @@
 //! A disk in memory that forgets what was not synced, tears writes, and fails on demand.
 //!
-//! Every call is numbered. [`SimDisk::crash_at`] switches the power off at one of them;
+//! Calls are numbered. [`SimDisk::crash_at`] switches the power off at one of them;
 //! [`SimDisk::image`] then gives one of the disks that the machine may find when it comes back:
 //! of everything not synced, an arbitrary part is there, in pieces of 512 or 4,096 bytes.
 
@@ -26,11 +26,13 @@ struct State {
     /// What happened to it since.
     unsynced_names: Vec<NameChange>,
     calls: u64,
+    /// Calls that change something.
+    changes: u64,
     faults: BTreeMap<u64, Fault>,
     crash_at: Option<u64>,
     crashed: bool,
     free: Option<u64>,
-    /// The syscalls in order, for whoever wants to look at them.
+    /// The newest calls, for whoever wants to look at them.
     last_calls: Vec<(u64, &'static str)>,
     /// Bytes that were read.
     read_bytes: u64,
@@ -93,6 +95,12 @@ impl SimDisk {
         self.lock().last_calls.clone()
     }
 
+    /// Files created so far.
+    #[must_use]
+    pub fn creations(&self) -> usize {
+        self.lock().inodes.len()
+    }
+
     /// Bytes read so far.
     #[must_use]
     pub fn read_bytes(&self) -> u64 {
@@ -104,10 +112,10 @@ impl SimDisk {
         self.lock().faults.insert(call, fault);
     }
 
-    /// Switches the power off at this call: it and all later ones fail, and what the call wanted
-    /// to write counts as not synced.
-    pub fn crash_at(&self, call: u64) {
-        self.lock().crash_at = Some(call);
+    /// Switches the power off at this call, counting those only that change or sync something: it
+    /// and all later ones fail, and what the call wanted to write counts as not synced.
+    pub fn crash_at(&self, change: u64) {
+        self.lock().crash_at = Some(change);
     }
 
     /// Switches the power off now.
@@ -221,18 +229,18 @@ impl State {
     /// Counts a call and lets it fail if it is to.
     fn call(&mut self, kind: &'static str) -> io::Result<Option<Fault>> {
         let number = self.calls;
-        if !self.crashed {
-            self.calls += 1;
-            if self.last_calls.len() >= 64 {
-                self.last_calls.remove(0);
-            }
-            self.last_calls.push((number, kind));
-        }
-        if self.crash_at == Some(number) {
-            self.crashed = true;
-        } else if self.crashed {
+        if self.crashed {
             return Err(power_off());
         }
+        if !matches!(kind, "open" | "list" | "bytes" | "read" | "space") {
+            self.crashed = self.crash_at == Some(self.changes);
+            self.changes += 1;
+        }
+        self.calls += 1;
+        if self.last_calls.len() >= 64 {
+            self.last_calls.remove(0);
+        }
+        self.last_calls.push((number, kind));
         Ok(self.faults.remove(&number))
     }
 
@@ -292,7 +300,7 @@ impl Inode {
             }
         }
         // The length that was reserved may or may not have been noted down.
-        if kept.is_empty() && self.durable.len() < self.content.len() && chance() % 2 == 0 {
+        if kept.is_empty() && self.durable.len() < self.content.len() && chance().is_multiple_of(2) {
             content.resize(self.content.len(), 0);
         } else if !kept.is_empty() {
             content.resize(self.content.len().max(content.len()), 0);

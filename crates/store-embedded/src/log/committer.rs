@@ -550,11 +550,7 @@ impl Committer {
         group::encode(&mut self.staging, self.shared.log_id, &header, &[]);
         self.staging.resize(BLOCK_BYTES, 0);
         self.active.fill.claim(self.at + BLOCK);
-        write_all_at(
-            &*self.active.file,
-            &[IoSlice::new(&self.staging)],
-            self.at,
-        )?;
+        write_all_at(&*self.active.file, &[IoSlice::new(&self.staging)], self.at)?;
         self.active.file.sync()?;
         self.last_durable = self.number;
         self.at += BLOCK;

@@ -284,7 +284,11 @@ impl Shared {
             .flatten()
             .map(|active| self.next_capacity(active.capacity));
         match self.segments.release(oldest, spare_wanted) {
-            Ok(()) => tracing::info!(segment = id, records, "a segment of the log is no longer kept"),
+            Ok(()) => tracing::info!(
+                segment = id,
+                records,
+                "a segment of the log is no longer kept"
+            ),
             Err(error) => {
                 tracing::warn!(segment = id, %error, "the file of a segment that is no longer kept could not be removed");
             }
@@ -297,7 +301,10 @@ impl Shared {
         // Under a byte bound the log is at least four segments, so that dropping one is a small
         // part of it.
         let bound = self.retention().bytes_max.map_or(u64::MAX, |max| max / 4);
-        let most = self.segment_bytes_max.min(bound).max(super::SEGMENT_BYTES_MIN);
+        let most = self
+            .segment_bytes_max
+            .min(bound)
+            .max(super::SEGMENT_BYTES_MIN);
         super::format::to_block(capacity.saturating_mul(2).min(most))
     }
 }

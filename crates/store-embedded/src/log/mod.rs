@@ -124,7 +124,7 @@ pub struct LogIdentity {
 }
 
 /// What committer, keeper and readers of one log share.
-pub(crate) struct Shared {
+struct Shared {
     files: Arc<dyn Files>,
     clock: Arc<dyn Clock>,
     health: Arc<StoreHealth>,
@@ -154,15 +154,15 @@ struct Figures {
 }
 
 /// An opened log before anything turns its crank.
-pub(crate) struct Opened {
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) committer: Committer,
-    pub(crate) keeper: Keeper,
-    pub(crate) report: RecoveryReport,
+struct Opened {
+    shared: Arc<Shared>,
+    committer: Committer,
+    keeper: Keeper,
+    report: RecoveryReport,
 }
 
 /// Opens a log.
-pub(crate) fn open(
+fn open(
     files: Arc<dyn Files>,
     identity: LogIdentity,
     settings: &LogSettings,
@@ -192,9 +192,8 @@ pub(crate) fn open(
         report,
     } = recovered;
     let oldest = segments.front().map(|segment| segment.base.clone());
-    let segment_bytes = |bytes: u64| {
-        format::to_block(bytes.clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_LIMIT))
-    };
+    let segment_bytes =
+        |bytes: u64| format::to_block(bytes.clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_LIMIT));
     let time = SteadyTime::after(newest, &*clock);
     let shared = Arc::new(Shared {
         tail: Tail::new(

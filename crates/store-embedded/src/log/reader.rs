@@ -208,12 +208,7 @@ struct FoundRun {
 }
 
 impl<'a> Walk<'a> {
-    fn new(
-        shared: &'a Shared,
-        segment: &'a Arc<Segment>,
-        key: Key,
-        entry: Entry,
-    ) -> Self {
+    fn new(shared: &'a Shared, segment: &'a Arc<Segment>, key: Key, entry: Entry) -> Self {
         Self {
             shared,
             segment,
@@ -262,9 +257,7 @@ impl<'a> Walk<'a> {
 
     /// Reads the next group's header; false at the end of what can hold anything.
     fn next_group(&mut self) -> Result<bool, StoreError> {
-        if self.at >= self.entry.group.saturating_add(ENTRY_DISTANCE)
-            && !self.jump()?
-        {
+        if self.at >= self.entry.group.saturating_add(ENTRY_DISTANCE) && !self.jump()? {
             return Ok(false);
         }
         let end = self.segment.end();
@@ -344,6 +337,8 @@ impl<'a> Walk<'a> {
             let chunk = size(end - offset).min(chunk);
             let content = self.content(found, offset, chunk)?;
             let whole = content.len();
+            // The file ends before the group does.
+            let cut = whole < chunk;
             let mut frames = Frames::new(content);
             wanted = 0;
             while sequence < last {
@@ -363,8 +358,8 @@ impl<'a> Walk<'a> {
                 match next {
                     NextFrame::Record(data) => {
                         let after = taken.saturating_add(data.len());
-                        let full = out.records.len() >= request.records_max
-                            || after > request.bytes_max;
+                        let full =
+                            out.records.len() >= request.records_max || after > request.bytes_max;
                         if full && !out.records.is_empty() {
                             return Ok(true);
                         }
@@ -377,12 +372,14 @@ impl<'a> Walk<'a> {
                         sequence += 1;
                         out.next = sequence;
                     }
-                    NextFrame::Longer(bytes) if offset + (whole - before + bytes) as u64 <= end => {
+                    NextFrame::Longer(bytes)
+                        if !cut && offset + (whole - before + bytes) as u64 <= end =>
+                    {
                         offset += (whole - before) as u64;
                         wanted = bytes;
                         break;
                     }
-                    NextFrame::End if offset + (whole as u64) < end => {
+                    NextFrame::End if !cut && offset + (whole as u64) < end => {
                         offset += whole as u64;
                         break;
                     }
@@ -425,7 +422,12 @@ impl<'a> Walk<'a> {
 
     /// Bytes of a run. Short runs are copied out of the stretch read ahead, so that a record does
     /// not keep all of that in memory.
-    fn content(&mut self, found: &FoundRun, offset: u64, bytes: usize) -> Result<Bytes, StoreError> {
+    fn content(
+        &mut self,
+        found: &FoundRun,
+        offset: u64,
+        bytes: usize,
+    ) -> Result<Bytes, StoreError> {
         let at = found.group + offset;
         let failure = |error: io::Error| read_failure(self.segment, at, &error);
         if found.bytes < DIRECT_BYTES || self.window.holds(at, bytes) {

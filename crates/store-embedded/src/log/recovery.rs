@@ -128,7 +128,10 @@ impl FoundSegment {
             log,
             segment: self.id,
             start: self.start(),
-            last_group: self.header.as_ref().map_or(last_group, |h| Some(h.last_group)),
+            last_group: self
+                .header
+                .as_ref()
+                .map_or(last_group, |h| Some(h.last_group)),
             positions: match &self.header {
                 Some(header) => header.positions.clone(),
                 None => positions,
@@ -334,11 +337,7 @@ fn remove_leftovers(files: &dyn Files) -> io::Result<()> {
 }
 
 /// Reports segments that are missing between others, with what was in them.
-fn report_gaps(
-    found: &[FoundSegment],
-    log: LogId,
-    report: &mut RecoveryReport,
-) -> io::Result<()> {
+fn report_gaps(found: &[FoundSegment], log: LogId, report: &mut RecoveryReport) -> io::Result<()> {
     for pair in found.windows(2) {
         let [before, after] = pair else { continue };
         if after.id == before.id + 1 {
@@ -399,7 +398,11 @@ fn fill_in_headers(
             Some(previous) => Some(previous.scan(log, None, Positions::default())?),
             None => None,
         };
-        let scanned = segment.scan(log, previous.as_ref().and_then(|p| p.last_group), Positions::default())?;
+        let scanned = segment.scan(
+            log,
+            previous.as_ref().and_then(|p| p.last_group),
+            Positions::default(),
+        )?;
         let next = after.first().and_then(|next| next.header.as_ref());
         let positions = match (&previous, next) {
             (Some(previous), _) => previous.positions.clone(),
@@ -430,7 +433,9 @@ fn fill_in_headers(
             log,
             id: segment.id,
             capacity: segment.bytes,
-            last_group: previous.and_then(|previous| previous.last_group).unwrap_or(0),
+            last_group: previous
+                .and_then(|previous| previous.last_group)
+                .unwrap_or(0),
             created,
             filled: true,
             positions,

@@ -216,7 +216,11 @@ impl Scanner<'_> {
             };
             self.damaged(from, group.at, what, Vec::new());
         } else if let Some(last) = last.filter(|last| group.header.last_durable > *last) {
-            let what = format!("groups {} to {} are missing", last + 1, group.header.last_durable);
+            let what = format!(
+                "groups {} to {} are missing",
+                last + 1,
+                group.header.last_durable
+            );
             self.damaged(group.at, group.at, what, Vec::new());
         }
         if group.runs.iter().any(|run| !run.broken.is_empty()) {
@@ -263,12 +267,16 @@ impl Scanner<'_> {
                     .advance(key, next.max(expected), header.enqueued);
             }
             for broken in &found.broken {
-                let lost = found.run.streams.iter().map(|&(stream, first)| LostRecords {
-                    stream,
-                    partition,
-                    from: first + u64::from(broken.from),
-                    to: first + u64::from(broken.to),
-                });
+                let lost = found
+                    .run
+                    .streams
+                    .iter()
+                    .map(|&(stream, first)| LostRecords {
+                        stream,
+                        partition,
+                        from: first + u64::from(broken.from),
+                        to: first + u64::from(broken.to),
+                    });
                 let base = at + u64::from(found.offset);
                 let what = format!("records of group {} do not pass their check", header.number);
                 self.damaged(
@@ -325,7 +333,12 @@ impl Scanner<'_> {
             last.lost.push(lost);
             return;
         }
-        self.damaged(at, at, "records are missing before this".to_owned(), vec![lost]);
+        self.damaged(
+            at,
+            at,
+            "records are missing before this".to_owned(),
+            vec![lost],
+        );
     }
 
     fn damaged(&mut self, from: u64, to: u64, what: String, lost: Vec<LostRecords>) {

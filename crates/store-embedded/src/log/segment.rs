@@ -59,7 +59,10 @@ pub(super) struct Segment {
 }
 
 impl Segment {
-    #[expect(clippy::too_many_arguments, reason = "the parts of a segment, each named at the call")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the parts of a segment, each named at the call"
+    )]
     pub(super) fn new(
         id: u64,
         file: Arc<dyn File>,
@@ -234,7 +237,11 @@ impl Segments {
 
     /// Gives the file of a segment that left the list back: as a spare when one of its size is
     /// wanted, else to the disk.
-    pub(super) fn release(&self, segment: Arc<Segment>, spare_wanted: Option<u64>) -> io::Result<()> {
+    pub(super) fn release(
+        &self,
+        segment: Arc<Segment>,
+        spare_wanted: Option<u64>,
+    ) -> io::Result<()> {
         self.loaded
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -272,7 +279,8 @@ impl Segments {
     }
 
     pub(super) fn add_spare(&self, spare: Spare) {
-        self.spare_bytes.fetch_add(spare.capacity, Ordering::Relaxed);
+        self.spare_bytes
+            .fetch_add(spare.capacity, Ordering::Relaxed);
         self.spares
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -294,7 +302,8 @@ impl Segments {
             .iter()
             .position(|spare| spare.capacity >= capacity_min)?;
         let spare = spares.swap_remove(at);
-        self.spare_bytes.fetch_sub(spare.capacity, Ordering::Relaxed);
+        self.spare_bytes
+            .fetch_sub(spare.capacity, Ordering::Relaxed);
         Some(spare)
     }
 
@@ -382,7 +391,8 @@ impl Segments {
     pub(super) fn write_index(&self, segment: &Arc<Segment>) -> io::Result<()> {
         // Whatever comes of it, this is not tried again and again.
         segment.indexed.store(true, Ordering::Release);
-        let Some(bytes) = segment.with_index(|index| index.encode(self.log, segment.id, segment.end()))
+        let Some(bytes) =
+            segment.with_index(|index| index.encode(self.log, segment.id, segment.end()))
         else {
             return Ok(());
         };
@@ -462,7 +472,10 @@ impl Fill {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.floor = state.floor.max(to_block(end));
         while state.busy.is_some_and(|from| from < end) {
-            state = self.idle.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self
+                .idle
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 

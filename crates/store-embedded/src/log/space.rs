@@ -166,7 +166,11 @@ mod tests {
             watch.step(&disk, &health);
             assert_eq!(shown.borrow().level, level, "{free} MiB free");
             let names = disk.list().unwrap();
-            assert_eq!(names.contains(&RESERVE_NAME.to_owned()), reserve, "{free} MiB free");
+            assert_eq!(
+                names.contains(&RESERVE_NAME.to_owned()),
+                reserve,
+                "{free} MiB free"
+            );
         };
         check(600, HealthLevel::Ok, false);
         check(1000, HealthLevel::Ok, true);

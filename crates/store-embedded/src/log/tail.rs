@@ -126,15 +126,15 @@ impl Tail {
     /// Reads from memory alone.
     pub(super) fn read(&self, request: &ReadRequest) -> Option<Records> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        let partition = state
-            .partitions
-            .get(&(request.stream, request.partition))?;
+        let partition = state.partitions.get(&(request.stream, request.partition))?;
         let from = request.from.max(partition.bounds.first);
         let recent = &partition.recent;
         if from >= partition.bounds.next || recent.front()?.first > from {
             return None;
         }
-        let start = recent.partition_point(|batch| batch.first <= from).checked_sub(1)?;
+        let start = recent
+            .partition_point(|batch| batch.first <= from)
+            .checked_sub(1)?;
         let mut out = Records {
             records: Vec::new(),
             next: from,
@@ -232,7 +232,11 @@ mod tests {
         let batch = builder.take().unwrap();
         tail.publish(
             Timestamp::from_millis(first as i64),
-            std::iter::once((SmallVec::from_iter([(KEY, first)]), batch.count, batch.frames)),
+            std::iter::once((
+                SmallVec::from_iter([(KEY, first)]),
+                batch.count,
+                batch.frames,
+            )),
         );
     }
 
@@ -246,7 +250,13 @@ mod tests {
         };
         let records = tail.read(&request)?;
         assert_eq!(records.next, records.records.last().unwrap().sequence + 1);
-        Some(records.records.iter().map(|record| record.sequence).collect())
+        Some(
+            records
+                .records
+                .iter()
+                .map(|record| record.sequence)
+                .collect(),
+        )
     }
 
     #[test]
@@ -266,7 +276,11 @@ mod tests {
 
     #[test]
     fn the_ring_forgets_the_oldest_group_when_it_is_full() {
-        let tail = Tail::new(3 * (BATCH_BYTES + 12), &Positions::default(), &Positions::default());
+        let tail = Tail::new(
+            3 * (BATCH_BYTES + 12),
+            &Positions::default(),
+            &Positions::default(),
+        );
         for first in 0..5 {
             publish(&tail, first, &[b"aaaa"]);
         }

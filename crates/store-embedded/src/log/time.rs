@@ -24,7 +24,11 @@ impl SteadyTime {
     pub(super) fn after(newest: Option<Timestamp>, clock: &dyn Clock) -> Self {
         let elapsed = clock.monotonic();
         Self {
-            believed: Some(newest.unwrap_or_else(|| clock.now()).saturating_sub(elapsed)),
+            believed: Some(
+                newest
+                    .unwrap_or_else(|| clock.now())
+                    .saturating_sub(elapsed),
+            ),
             stepped: None,
         }
     }
@@ -33,7 +37,10 @@ impl SteadyTime {
     pub(super) fn now(&mut self, clock: &dyn Clock) -> Option<Timestamp> {
         let (wall, elapsed) = (clock.now(), clock.monotonic());
         let zero = wall.saturating_sub(elapsed);
-        if self.believed.is_none_or(|believed| distance(believed, zero) <= STEP) {
+        if self
+            .believed
+            .is_none_or(|believed| distance(believed, zero) <= STEP)
+        {
             // Slow drift and small corrections are followed.
             self.believed = Some(zero);
             self.stepped = None;
@@ -75,7 +82,11 @@ mod tests {
         let mut check = |advance: u64, step: i64, believed: bool| {
             clock.advance(Duration::from_secs(advance));
             clock.step(step * 1000);
-            assert_eq!(time.now(&clock).is_some(), believed, "+{advance} s, step {step} s");
+            assert_eq!(
+                time.now(&clock).is_some(),
+                believed,
+                "+{advance} s, step {step} s"
+            );
         };
         check(1, 0, true);
         check(86_400, 0, true);

@@ -141,6 +141,11 @@ pub(crate) fn answers_not_taken() -> Error {
     )
 }
 
+/// The connection has asked for more than is done at once.
+pub(crate) fn busy() -> Error {
+    Error::new(microsoft::SERVER_BUSY, BUSY)
+}
+
 /// The hub is being stopped: for a link.
 pub(crate) fn detach_forced() -> Error {
     Error::new(condition::DETACH_FORCED, STOPPING)

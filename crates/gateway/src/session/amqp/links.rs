@@ -11,7 +11,7 @@ use futures_util::FutureExt;
 
 use super::reader::{FetchFailed, Opening, Reader};
 use super::requests::{self, Answers, REQUEST_CREDIT, Service};
-use super::{Node, Session, queue_turn};
+use super::{Node, STARTS_MAX, Session, queue_turn};
 use crate::dialect::amqp::address::{Address, PartitionAddress};
 use crate::dialect::amqp::error;
 use crate::dialect::amqp::receiver::ReceiverRequest;
@@ -168,6 +168,9 @@ impl Session {
                     ),
                 }
             })?;
+        if self.fetches.len() >= STARTS_MAX {
+            return Err(NotOpened::new("busy", error::busy()));
+        }
         let start = receiver.resolve_start(request.start);
         let (mut reader, fetch) = Reader::open(Opening {
             receiver,
@@ -247,8 +250,8 @@ impl Session {
 
     /// Detaches a link and forgets what stood behind it.
     pub(super) fn detach(&mut self, link: LinkId, error: Error) {
-        tracing::debug!(conn_id = self.context.conn_id, %error, "link detached");
-        self.nodes.remove(&link);
+        tracing::debug!(%error, "link detached");
+        self.forget(link);
         // A link that is gone already needs no detach.
         let _ = self.engine.detach(link, Some(error));
     }
@@ -256,7 +259,6 @@ impl Session {
     pub(super) fn on_fetch_failed(&mut self, link: LinkId, failed: &FetchFailed) {
         if let Some(left_out) = REFUSED_LINKS.pass(self.context.monotonic()) {
             tracing::warn!(
-                conn_id = self.context.conn_id,
                 error = %failed,
                 left_out,
                 "a reader was detached: its events could not be read"
@@ -275,8 +277,6 @@ impl Session {
         if let Some(left_out) = REFUSED_LINKS.pass(now) {
             let address: String = address.chars().take(256).collect();
             tracing::info!(
-                conn_id = self.context.conn_id,
-                peer = %self.context.peer,
                 address,
                 %error,
                 left_out,

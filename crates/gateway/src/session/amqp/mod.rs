@@ -48,6 +48,13 @@ const OUTPUT_BYTES_MAX: usize = 128 * 1024;
 /// Fetches from the log that one connection has under way. Readers beyond it wait.
 const FETCHES_MAX: usize = 32;
 
+/// Fetches from the log that one connection has under way with those that look for the start of a
+/// reader. A client that attaches and detaches faster than the log answers gets this far.
+const STARTS_MAX: usize = 1024;
+
+/// How long a connection is silent before it gives memory back.
+const QUIET: Duration = Duration::from_secs(5);
+
 /// Rounds of a poll after which other tasks get their chance.
 const ROUNDS_MAX: usize = 32;
 
@@ -75,8 +82,7 @@ where
     if let Some(reason) = end.refusal() {
         count_refused("amqp", reason);
     }
-    let (conn_id, peer) = (session.context.conn_id, session.context.peer);
-    tracing::debug!(conn_id, %peer, %end, "AMQP connection over");
+    tracing::debug!(%end, "AMQP connection over");
     drop(session);
     // Whether the peer sees the end of the stream or not, there is nothing more to say to it.
     let _ = within(&timer, linger, stream.shutdown()).await;
@@ -147,11 +153,10 @@ struct Session {
     authentication_due: Option<Duration>,
     /// When grants are looked at again.
     grants_due: Option<Duration>,
-    /// When the connection is given up that the hub closes, and why it closes it.
-    closing: Option<(Duration, &'static str)>,
-    /// The protocol error that ended the connection; what is left is to write the output.
-    fatal: Option<Fatal>,
-    closed_by_peer: bool,
+    /// When the memory is given back that only a busy connection needs.
+    quiet_due: Option<Duration>,
+    /// Why the connection is ending, and when the peer is waited for no longer.
+    ending: Option<(End, Duration)>,
     /// In front of an event's sections; kept so that sending allocates nothing.
     head: BytesMut,
 }
@@ -175,9 +180,8 @@ impl Session {
             alarm: Alarm::new(Arc::clone(context.timer())),
             authentication_due: Some(now.saturating_add(context.limits.amqp_authentication)),
             grants_due: None,
-            closing: None,
-            fatal: None,
-            closed_by_peer: false,
+            quiet_due: None,
+            ending: None,
             head: BytesMut::new(),
             context,
         }
@@ -216,14 +220,17 @@ impl Session {
                 Poll::Ready(Err(error)) => return Poll::Ready(End::Socket(error)),
                 Poll::Pending => false,
             };
-            if written && (self.engine.is_closed() || self.fatal.is_some()) {
-                return Poll::Ready(self.finished());
+            if self.engine.is_closed() {
+                self.end_with(End::ByHub("login"), now);
+                if written && let Some((end, _)) = self.ending.take() {
+                    return Poll::Ready(end);
+                }
+            }
+            if read || sent {
+                self.quiet_due = Some(now.saturating_add(QUIET));
             }
             if read || (written && sent) {
                 continue;
-            }
-            if self.engine.output_len() == 0 {
-                self.engine.release_memory();
             }
             if self.alarm.poll(cx, self.deadline()).is_pending() {
                 return Poll::Pending;
@@ -233,12 +240,12 @@ impl Session {
         Poll::Pending
     }
 
-    fn finished(&mut self) -> End {
-        match (self.fatal.take(), self.closing) {
-            (Some(fatal), _) => End::Fatal(fatal),
-            (None, Some((_, reason))) => End::ByHub(reason),
-            (None, None) if self.closed_by_peer => End::Closed,
-            (None, None) => End::ByHub("login"),
+    /// Notes why the connection is ending, unless that is known. The peer gets a moment to take
+    /// what is written to it, and to confirm a close.
+    fn end_with(&mut self, end: End, now: Duration) {
+        if self.ending.is_none() {
+            let due = now.saturating_add(self.context.limits.linger);
+            self.ending = Some((end, due));
         }
     }
 
@@ -246,13 +253,14 @@ impl Session {
 
     fn deadline(&self) -> Option<Duration> {
         let refusal = self.refusals.iter().map(|refusal| refusal.due).min();
-        let closing = self.closing.map(|(due, _)| due);
+        let ending = self.ending.as_ref().map(|(_, due)| *due);
         [
             self.engine.deadline(),
             self.authentication_due,
             self.grants_due,
+            self.quiet_due,
             refusal,
-            closing,
+            ending,
         ]
         .into_iter()
         .flatten()
@@ -261,8 +269,8 @@ impl Session {
 
     /// Does what the time demands; `Some` when the session is over.
     fn on_time(&mut self, now: Duration) -> Option<End> {
-        if let Some((_, reason)) = self.closing.filter(|(due, _)| *due <= now) {
-            return Some(End::ByHub(reason));
+        if let Some((end, _)) = self.ending.take_if(|(_, due)| *due <= now) {
+            return Some(end);
         }
         if let Err(fatal) = self.engine.tick(now) {
             // A peer that was silent for so long is not waited for: its socket may be dead.
@@ -275,21 +283,27 @@ impl Session {
         if self.grants_due.is_some_and(|due| due <= now) {
             self.check_grants(now);
         }
+        if self.quiet_due.take_if(|due| *due <= now).is_some() {
+            self.engine.release_memory();
+            self.head = BytesMut::new();
+        }
         self.refuse_due(now);
         None
     }
 
-    /// Closes the connection and gives the peer a moment to confirm.
+    /// Closes the connection for a reason of the hub's.
     fn close(&mut self, error: Error, reason: &'static str, now: Duration) {
-        if self.closing.is_some() {
+        if self.ending.is_some() {
             return;
         }
         self.nodes.clear();
         self.turns.clear();
+        self.fetch_waiters.clear();
         self.refusals.clear();
+        self.authentication_due = None;
+        self.grants_due = None;
         self.engine.close(Some(error));
-        let due = now.saturating_add(self.context.limits.linger);
-        self.closing = Some((due, reason));
+        self.end_with(End::ByHub(reason), now);
     }
 
     /// Ends everything in good order: the hub is being stopped.
@@ -308,7 +322,8 @@ impl Session {
         self.context.authenticated();
         self.engine.set_authenticated(true);
         self.authentication_due = None;
-        if let Some(expiry) = self.grants.last_expiry() {
+        let expiries = [self.grants.login_expires(), self.grants.last_expiry()];
+        if let Some(expiry) = expiries.into_iter().flatten().min() {
             self.watch_expiry(expiry, now);
         }
     }
@@ -334,6 +349,9 @@ impl Session {
             return;
         };
         let mut next = last_expiry;
+        if let Some(expires) = self.grants.login_expires() {
+            next = next.min(expires);
+        }
         let mut expired = Vec::new();
         for (link, node) in &mut self.nodes {
             let Node::Reader(reader) = node else { continue };
@@ -375,9 +393,6 @@ impl Session {
     where
         S: AsyncRead + Unpin,
     {
-        if self.fatal.is_some() {
-            return Ok(false);
-        }
         let before = self.engine.incomplete_bytes();
         let taken = if self.leftover.is_empty() {
             if !self.engine.wants_input() {
@@ -418,7 +433,7 @@ impl Session {
                     return Err(End::Incomplete);
                 }
             }
-            Err(fatal) => self.fatal = Some(fatal),
+            Err(fatal) => self.end_with(End::Fatal(fatal), now),
         }
         Ok(true)
     }
@@ -427,13 +442,12 @@ impl Session {
         match event {
             Event::SaslInit(init) => self.on_sasl_init(&init),
             Event::Opened(open) => tracing::debug!(
-                conn_id = self.context.conn_id,
-                peer = %self.context.peer,
                 hostname = open.hostname.as_deref().unwrap_or_default(),
                 "AMQP connection open"
             ),
             Event::SessionEnded { session, .. } => {
                 self.nodes.retain(|link, _| link.session() != session);
+                self.fetch_waiters.retain(|link| link.session() != session);
                 self.refusals
                     .retain(|refusal| refusal.link.session() != session);
             }
@@ -471,10 +485,10 @@ impl Session {
                 }
             }
             Event::Detached { link, .. } => {
-                self.nodes.remove(&link);
+                self.forget(link);
                 self.refusals.retain(|refusal| refusal.link != link);
             }
-            Event::Closed(_) => self.closed_by_peer = true,
+            Event::Closed(_) => self.end_with(End::Closed, now),
             // Only the side that begins sessions, asks for links or drains gets these.
             Event::SessionBegun(_) | Event::Attached { .. } | Event::Drained(_) => {}
         }
@@ -519,12 +533,7 @@ impl Session {
             // Devices speak to the hub over MQTT so far.
             Ok(PlainLogin::Device(_)) => self.sasl_outcome(SaslCode::Auth),
             Err(AuthError::Unauthorized(denial)) => {
-                tracing::debug!(
-                    conn_id = self.context.conn_id,
-                    peer = %self.context.peer,
-                    reason = denial.as_str(),
-                    "login refused"
-                );
+                tracing::debug!(reason = denial.as_str(), "login refused");
                 self.sasl_outcome(SaslCode::Auth);
             }
             Err(AuthError::Unavailable(_)) => self.sasl_outcome(SaslCode::SysTemp),
@@ -557,9 +566,7 @@ impl Session {
 
     fn poll_fetches(&mut self, cx: &mut Context<'_>) {
         while let Poll::Ready(Some((link, fetched))) = self.fetches.poll_next_unpin(cx) {
-            if let Some(waiter) = self.fetch_waiters.pop_front() {
-                self.want_turn(waiter);
-            }
+            self.turns.extend(self.fetch_waiters.pop_front());
             let Some(Node::Reader(reader)) = self.nodes.get_mut(&link) else {
                 continue;
             };
@@ -596,17 +603,21 @@ impl Session {
                     // So that the fetch is polled before this task sleeps.
                     sent = true;
                 }
-                Turn::Fetch => self.fetch_waiters.push_back(link),
+                Turn::Fetch => {
+                    // It is queued still, only elsewhere: nobody may queue it a second time.
+                    reader.queued = true;
+                    self.fetch_waiters.push_back(link);
+                }
                 Turn::Failed(error) => self.detach(link, error),
             }
         }
         sent
     }
 
-    fn want_turn(&mut self, link: LinkId) {
-        if let Some(Node::Reader(reader)) = self.nodes.get_mut(&link) {
-            queue_turn(&mut self.turns, link, reader);
-        }
+    /// Forgets what stood behind a link.
+    fn forget(&mut self, link: LinkId) {
+        self.nodes.remove(&link);
+        self.fetch_waiters.retain(|waiter| *waiter != link);
     }
 }
 

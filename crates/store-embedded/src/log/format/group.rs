@@ -166,7 +166,9 @@ pub(crate) fn decode(log: LogId, bytes: &[u8]) -> Result<(GroupHeader, Vec<Run>)
     if table.len() != usize::try_from(header.table_bytes).unwrap_or(usize::MAX) {
         return Err(FormatError::Truncated);
     }
-    let check = fixed.get(CHECK_AT..).map_or(0, |mut field| field.get_u32_le());
+    let check = fixed
+        .get(CHECK_AT..)
+        .map_or(0, |mut field| field.get_u32_le());
     if check != header_check(log, bytes) {
         return Err(FormatError::Checksum);
     }

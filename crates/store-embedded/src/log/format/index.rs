@@ -155,7 +155,10 @@ impl SegmentIndex {
             if fields.len() < KEY_BYTES {
                 return Err(FormatError::Invalid);
             }
-            let key = (StreamId(fields.get_u16_le()), PartitionId(fields.get_u16_le()));
+            let key = (
+                StreamId(fields.get_u16_le()),
+                PartitionId(fields.get_u16_le()),
+            );
             let count = size(u64::from(fields.get_u32_le()));
             fields.advance(8);
             if count > fields.len() / ENTRY_BYTES {
@@ -196,15 +199,29 @@ mod tests {
         index.note(key, entry(9, 8192), 60_000);
         index.note(key, entry(12, 12_288), 100);
         index.note(key, entry(13, 12_288 + ENTRY_DISTANCE), 100);
-        let sequences: Vec<_> = index.keys[&key].entries.iter().map(|e| e.sequence).collect();
+        let sequences: Vec<_> = index.keys[&key]
+            .entries
+            .iter()
+            .map(|e| e.sequence)
+            .collect();
         assert_eq!(sequences, [5, 12, 13]);
 
         let floor = |sequence| index.floor(key, sequence).map(|e| e.sequence);
-        assert_eq!([floor(4), floor(5), floor(11), floor(99)], [None, Some(5), Some(5), Some(13)]);
+        assert_eq!(
+            [floor(4), floor(5), floor(11), floor(99)],
+            [None, Some(5), Some(5), Some(13)]
+        );
         assert_eq!(index.after(key, 5).map(|e| e.sequence), Some(12));
         assert_eq!(index.after(key, 13), None);
-        let time = |millis| index.floor_time(key, Timestamp::from_millis(millis)).map(|e| e.sequence);
-        assert_eq!([time(0), time(50), time(119), time(120), time(999)], [Some(5), Some(5), Some(5), Some(12), Some(13)]);
+        let time = |millis| {
+            index
+                .floor_time(key, Timestamp::from_millis(millis))
+                .map(|e| e.sequence)
+        };
+        assert_eq!(
+            [time(0), time(50), time(119), time(120), time(999)],
+            [Some(5), Some(5), Some(5), Some(12), Some(13)]
+        );
 
         let log = LogId([3; 16]);
         let bytes = index.encode(log, 7, 40_960);
@@ -216,7 +233,10 @@ mod tests {
             let mut damaged = bytes.clone();
             damaged[at] ^= 1;
             assert!(SegmentIndex::decode(log, 7, &damaged).is_err(), "byte {at}");
-            assert!(SegmentIndex::decode(log, 7, &bytes[..at]).is_err(), "cut at {at}");
+            assert!(
+                SegmentIndex::decode(log, 7, &bytes[..at]).is_err(),
+                "cut at {at}"
+            );
         }
     }
 }

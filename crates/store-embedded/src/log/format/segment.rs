@@ -80,11 +80,7 @@ impl SegmentHeader {
         if fields.try_get_u64_le().ok() != Some(u64::from_le_bytes(*MAGIC)) {
             return Err(FormatError::Absent);
         }
-        let version = fields.try_get_u16_le().map_err(truncated)?;
-        if version > FORMAT_VERSION {
-            return Err(FormatError::Newer(version));
-        }
-        fields.try_get_u16_le().map_err(truncated)?;
+        fields.try_get_u32_le().map_err(truncated)?;
         let bytes = u64::from(fields.try_get_u32_le().map_err(truncated)?);
         if bytes == 0 || bytes != to_block(bytes) || bytes > HEADER_BYTES_MAX {
             return Err(FormatError::Invalid);
@@ -99,12 +95,22 @@ impl SegmentHeader {
         }
         let (before, rest) = bytes.split_at(CHECK_AT);
         let (mut check, after) = rest.split_at(FIXED_BYTES - CHECK_AT);
-        let sum = crc32c::crc32c_append(crc32c::crc32c_append(crc32c::crc32c(before), &[0; 4]), after);
+        let sum = crc32c::crc32c_append(
+            crc32c::crc32c_append(crc32c::crc32c(before), &[0; 4]),
+            after,
+        );
         if check.get_u32_le() != sum {
             return Err(FormatError::Checksum);
         }
         let mut fields = before;
-        fields.advance(16);
+        fields.advance(8);
+        // Magic, length and check stay where they are in every version, so that a damaged version
+        // is told from a newer one.
+        let version = fields.get_u16_le();
+        if version > FORMAT_VERSION {
+            return Err(FormatError::Newer(version));
+        }
+        fields.advance(6);
         let mut log = [0; 16];
         fields.copy_to_slice(&mut log);
         let id = fields.get_u64_le();
@@ -123,7 +129,10 @@ impl SegmentHeader {
             return Err(FormatError::Invalid);
         }
         for _ in 0..count {
-            let key = (StreamId(table.get_u16_le()), PartitionId(table.get_u16_le()));
+            let key = (
+                StreamId(table.get_u16_le()),
+                PartitionId(table.get_u16_le()),
+            );
             let has_time = table.get_u32_le() != 0;
             let next = table.get_u64_le();
             let time = Timestamp::from_millis(table.get_i64_le());

@@ -83,7 +83,9 @@ impl Drop for Opened {
 }
 
 mod with_a_tail {
-    fieldpost_store::log_contract!(super::OnFiles { tail_bytes: 1 << 20 });
+    fieldpost_store::log_contract!(super::OnFiles {
+        tail_bytes: 1 << 20
+    });
 }
 
 mod without_a_tail {

@@ -1,347 +1,25 @@
 //! Conversations between a session and the client role of the AMQP engine, over a stream in memory
 //! and a clock that the tests move.
 
+mod peer;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
-use fieldpost_amqp::message::{
-    Body, Message, Properties, put_map, put_properties, put_value, section,
-};
+use fieldpost_amqp::message::{Body, Message};
 use fieldpost_amqp::performative::{Attach, Role, SndSettleMode, Source, Target};
 use fieldpost_amqp::sasl::{Plain, mechanism};
-use fieldpost_amqp::value::{Map, Symbol, Value, ValueRef};
-use fieldpost_amqp::{
-    ClientSasl, Config, Connection, Delivery, Error, Event, LinkId, SessionId, condition,
-};
+use fieldpost_amqp::value::{Symbol, Value, ValueRef};
+use fieldpost_amqp::{ClientSasl, Config, Connection, Event, condition};
 use fieldpost_hub::clock::Clock;
-use fieldpost_model::{
-    AuthKind, AuthScope, AuthStamp, DeviceMessage, PartitionId, Timestamp,
-};
-use fieldpost_record::{Envelope, Source as EventSource, encode};
-use fieldpost_store::log::{Appender, BatchBuilder, EventLog};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use fieldpost_model::Timestamp;
+use tokio::io::{DuplexStream, duplex};
 
 use super::*;
 use crate::context::Transport;
 use crate::testing::{TestHub, expiry, sas_token};
 
-const DEFAULT_GROUP: &str = "hub/ConsumerGroups/$Default/Partitions/0";
-
-/// A client and the session that serves it.
-struct Peer {
-    stream: DuplexStream,
-    engine: Connection,
-    clock: Arc<fieldpost_hub::clock::ManualClock>,
-    session: SessionId,
-    served: JoinHandle<()>,
-    drain: watch::Sender<bool>,
-    next_name: u32,
-}
-
-impl Peer {
-    /// Connects without proving anything.
-    async fn anonymous(hub: &TestHub) -> Self {
-        let sasl = ClientSasl {
-            mechanism: Symbol::from_static(mechanism::ANONYMOUS),
-            initial_response: None,
-        };
-        Self::connect(hub, Some(sasl)).await.unwrap()
-    }
-
-    /// Connects and puts a token for the whole hub.
-    async fn with_token(hub: &TestHub) -> Self {
-        let mut peer = Self::anonymous(hub).await;
-        let status = peer.put_token(&hub.policy_token("service")).await;
-        assert_eq!(status.0, 200, "{status:?}");
-        peer
-    }
-
-    /// Connects; `None` when the hub ends the connection before it is open.
-    async fn connect(hub: &TestHub, sasl: Option<ClientSasl>) -> Option<Self> {
-        let (near, far) = duplex(64 * 1024);
-        let (context, drain) = ConnectionContext::of_test(hub.hub.clone(), Transport::Tls);
-        let served = tokio::spawn(serve(far, context));
-        let config = Arc::new(Config::default());
-        let mut engine = Connection::client(config, sasl);
-        let mut stream = near;
-        let opened = next_event(&mut engine, &mut stream, &hub.clock).await?;
-        assert!(matches!(opened, Event::Opened(_)), "{opened:?}");
-        let session = engine.begin().unwrap();
-        let mut peer = Self {
-            stream,
-            engine,
-            clock: Arc::clone(&hub.clock),
-            session,
-            served,
-            drain,
-            next_name: 0,
-        };
-        let begun = peer.event().await;
-        assert_eq!(begun, Event::SessionBegun(session));
-        Some(peer)
-    }
-
-    /// The next event, which must come; news of credit aside.
-    async fn event(&mut self) -> Event {
-        loop {
-            let event = next_event(&mut self.engine, &mut self.stream, &self.clock).await;
-            match event.expect("the connection lasts") {
-                Event::Credit(_) => {}
-                event => return event,
-            }
-        }
-    }
-
-    fn attach(&mut self, attach: Attach) -> LinkId {
-        self.next_name += 1;
-        let attach = Attach {
-            name: format!("link-{}", self.next_name),
-            ..attach
-        };
-        self.engine.attach(self.session, attach).unwrap()
-    }
-
-    /// Asks for a link to send to `address`.
-    fn sender(&mut self, address: &str) -> LinkId {
-        self.attach(Attach {
-            role: Role::Sender,
-            source: Some(Source::default()),
-            target: Some(Target::to(address)),
-            ..Attach::default()
-        })
-    }
-
-    /// Asks for a link to receive from `address`, as `shape` has it.
-    fn receiver(&mut self, address: &str, shape: impl FnOnce(&mut Attach)) -> LinkId {
-        let mut attach = Attach {
-            role: Role::Receiver,
-            source: Some(Source::from_address(address)),
-            target: Some(Target::to("here")),
-            ..Attach::default()
-        };
-        shape(&mut attach);
-        self.attach(attach)
-    }
-
-    /// Asks for a link that reads from a position and takes `credit` events.
-    fn reader(&mut self, address: &str, selector: &str, credit: u32) -> LinkId {
-        let link = self.receiver(address, |attach| select(attach, selector));
-        self.engine.set_credit(link, credit).ok();
-        link
-    }
-
-    /// Waits until the hub has accepted a link.
-    async fn accepted(&mut self, link: LinkId) -> Arc<Attach> {
-        match self.event().await {
-            Event::Attached { link: of, attach } if of == link => {
-                let end = match attach.role {
-                    Role::Sender => attach.source.is_some(),
-                    Role::Receiver => attach.target.is_some(),
-                };
-                assert!(end, "refused: {:?}", self.event().await);
-                attach
-            }
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// Attaches a reader and grants it credit.
-    async fn read_from(&mut self, selector: &str, credit: u32) -> LinkId {
-        let link = self.receiver(DEFAULT_GROUP, |attach| select(attach, selector));
-        self.accepted(link).await;
-        self.engine.set_credit(link, credit).unwrap();
-        link
-    }
-
-    /// Waits until the hub has ended a link, and gives the reason.
-    async fn detached(&mut self, link: LinkId) -> Error {
-        loop {
-            match self.event().await {
-                Event::Attached { .. } => {}
-                Event::Detached {
-                    link: of, error, ..
-                } if of == link => return (*error.expect("a reason")).clone(),
-                other => panic!("{other:?}"),
-            }
-        }
-    }
-
-    /// Waits for a message and gives its link and bytes.
-    async fn message(&mut self) -> (LinkId, Vec<u8>) {
-        match self.event().await {
-            Event::Message(message) => {
-                assert!(message.settled);
-                (message.link, message.payload.to_vec())
-            }
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// Waits for `count` events and gives their bodies.
-    async fn bodies(&mut self, count: usize) -> Vec<String> {
-        let mut bodies = Vec::new();
-        for _ in 0..count {
-            let (_, bytes) = self.message().await;
-            let message = Message::parse(&bytes).unwrap();
-            let body = message.data().next().unwrap();
-            bodies.push(String::from_utf8_lossy(body).into_owned());
-        }
-        bodies
-    }
-
-    /// Opens the two links to a node that answers requests.
-    async fn request_links(&mut self, address: &str) -> (LinkId, LinkId) {
-        let requests = self.sender(address);
-        self.accepted(requests).await;
-        let answers = self.receiver(address, |_| ());
-        self.accepted(answers).await;
-        self.engine.set_credit(answers, 10).unwrap();
-        assert!(self.engine.sendable(requests) > 0);
-        (requests, answers)
-    }
-
-    /// Sends a request and waits for its answer.
-    async fn ask(
-        &mut self,
-        links: (LinkId, LinkId),
-        id: ValueRef<'_>,
-        properties: &[(&str, &str)],
-        body: &str,
-    ) -> Vec<u8> {
-        let mut bytes = BytesMut::new();
-        put_properties(
-            &mut bytes,
-            &Properties {
-                message_id: Some(id),
-                ..Properties::default()
-            },
-        );
-        put_map(&mut bytes, section::APPLICATION_PROPERTIES, |e| {
-            for (key, value) in properties {
-                e.string(key);
-                e.string(value);
-            }
-        });
-        put_value(&mut bytes, |e| e.string(body));
-        let delivery = Delivery {
-            tag: &[1],
-            settled: true,
-            message_format: 0,
-            payload: &[&bytes[..]],
-        };
-        self.engine.send(links.0, &delivery).unwrap();
-        let (link, answer) = self.message().await;
-        assert_eq!(link, links.1);
-        let message = Message::parse(&answer).unwrap();
-        let correlation = message.properties().unwrap().correlation_id;
-        assert_eq!(correlation, Some(id), "type and value of the id come back");
-        answer
-    }
-
-    /// Puts a token on links made for it, and gives the status.
-    async fn put_token(&mut self, token: &str) -> (i64, String) {
-        let links = self.request_links("$cbs").await;
-        let properties = [("operation", "put-token"), ("name", "sb://localhost/hub")];
-        let answer = self
-            .ask(links, ValueRef::ULong(0), &properties, token)
-            .await;
-        status(&answer)
-    }
-}
-
-async fn next_event(
-    engine: &mut Connection,
-    stream: &mut DuplexStream,
-    clock: &fieldpost_hub::clock::ManualClock,
-) -> Option<Event> {
-    let mut buffer = vec![0; 64 * 1024];
-    loop {
-        while engine.output().has_remaining() {
-            // The hub may have closed; what it wrote before that still counts.
-            let Ok(written) = stream.write(engine.output()).await else {
-                engine.output().clear();
-                break;
-            };
-            engine.output().advance(written);
-        }
-        if let Some(event) = engine.next_event() {
-            return Some(event);
-        }
-        let read = stream.read(&mut buffer);
-        let watchdog = tokio::time::timeout(Duration::from_secs(20), read);
-        let count = watchdog.await.expect("the hub answers").unwrap_or(0);
-        if count == 0 {
-            return None;
-        }
-        let taken = engine.feed(&buffer[..count], clock.monotonic());
-        match taken {
-            Ok(taken) => assert_eq!(taken, count),
-            Err(_) => return engine.next_event(),
-        }
-    }
-}
-
-fn select(attach: &mut Attach, selector: &str) {
-    if let Some(source) = &mut attach.source {
-        let filter = Map::new().with("apache.org:selector-filter:string", selector);
-        source.filter = Some(filter);
-    }
-}
-
-fn own(attach: &mut Attach, level: i64, name: &str) {
-    let properties = Map::new().with("com.microsoft:epoch", level);
-    attach.properties = Some(properties.with("com.microsoft:receiver-name", name));
-}
-
-fn status(answer: &[u8]) -> (i64, String) {
-    let message = Message::parse(answer).unwrap();
-    let properties = message.application_properties.unwrap().to_map().unwrap();
-    (
-        properties.get("status-code").unwrap().as_i64().unwrap(),
-        properties
-            .get("status-description")
-            .unwrap()
-            .as_str()
-            .unwrap()
-            .to_owned(),
-    )
-}
-
-/// Stores events with these bodies in partition 0.
-fn store(hub: &TestHub, bodies: &[&str]) {
-    let log = Arc::clone(&hub.store.log) as Arc<dyn EventLog>;
-    let mut appender = Appender::new(log);
-    let mut builder = BatchBuilder::new(PartitionId(0));
-    for body in bodies {
-        let envelope = Envelope {
-            source: EventSource::Telemetry,
-            accepted: hub.clock.now(),
-            auth: AuthStamp {
-                scope: AuthScope::Device,
-                kind: AuthKind::Sas,
-            },
-            device_id: "dev1",
-            module_id: None,
-            generation_id: "7",
-            model_id: None,
-        };
-        let message = DeviceMessage {
-            body: body.as_bytes().into(),
-            ..DeviceMessage::default()
-        };
-        builder.push(|out| encode(out, &envelope, &message));
-    }
-    appender.submit(builder.take().unwrap()).unwrap();
-}
-
-fn annotation(bytes: &[u8], key: &str) -> Value {
-    let message = Message::parse(bytes).unwrap();
-    let map = message.message_annotations.unwrap().to_map().unwrap();
-    map.get(key).cloned().unwrap_or_default()
-}
+use self::peer::*;
 
 const READ: (&str, &str) = ("operation", "READ");
 const ABOUT_HUB: (&str, &str) = ("type", "com.microsoft:eventhub");
@@ -372,7 +50,10 @@ async fn the_endpoint_describes_itself_to_whom_it_may() {
     let answer = peer.ask(links, id, &properties, "").await;
     let (code, description) = status(&answer);
     assert_eq!(code, 404);
-    assert!(description.starts_with("The messaging entity"), "{description}");
+    assert!(
+        description.starts_with("The messaging entity"),
+        "{description}"
+    );
 }
 
 #[tokio::test]
@@ -632,6 +313,28 @@ async fn a_reader_is_detached_when_its_token_expires_unless_it_was_renewed() {
 }
 
 #[tokio::test]
+async fn a_connection_holds_a_bounded_number_of_tokens() {
+    let hub = TestHub::automatic().await;
+    let token = hub.policy_token("service");
+    let grant = hub.hub.access().verify_policy_token(&token).unwrap();
+    let now = hub.clock.now();
+    let mut grants = Grants::default();
+    let mut kept = 0;
+    while grants
+        .put(&format!("name-{kept}"), grant.clone(), now)
+        .is_ok()
+    {
+        kept += 1;
+        assert!(kept < 10_000);
+    }
+    // Renewing one of them is always possible, and so is a new one when others have expired.
+    assert!(grants.put("name-0", grant.clone(), now).is_ok());
+    let later = now.saturating_add(Duration::from_secs(7200));
+    assert!(grants.put("another", grant.clone(), later).is_ok());
+    assert!(grants.put(&"x".repeat(100_000), grant, later).is_err());
+}
+
+#[tokio::test]
 async fn a_login_is_good_for_the_whole_connection_and_ends_with_its_token() {
     let hub = TestHub::automatic().await;
     let login = |password: &str| ClientSasl {
@@ -653,7 +356,8 @@ async fn a_login_is_good_for_the_whole_connection_and_ends_with_its_token() {
     peer.read_from("amqp.annotation.x-opt-offset > '-1'", 10)
         .await;
     assert_eq!(peer.bodies(1).await, ["a"]);
-    hub.clock.set_wall(Timestamp::from_millis(expiry(7200) * 1000));
+    hub.clock
+        .set_wall(Timestamp::from_millis(expiry(7200) * 1000));
     hub.clock.advance(Duration::from_secs(60));
     let event = peer.event().await;
     let Event::Closed(Some(error)) = event else {
@@ -696,7 +400,9 @@ async fn a_drain_detaches_the_links_and_closes() {
     peer.drain.send_replace(true);
     let closed = loop {
         match peer.event().await {
-            Event::Detached { link: of, error, .. } => {
+            Event::Detached {
+                link: of, error, ..
+            } => {
                 conditions.push((of, error.unwrap().condition.clone()));
             }
             Event::Closed(error) => break error.unwrap(),
@@ -741,10 +447,7 @@ async fn a_peer_that_does_not_read_costs_no_more_than_the_output_bound() {
     let token = hub.policy_token("service");
     let grant = hub.hub.access().verify_policy_token(&token).unwrap();
     let mut session = Session::new(context);
-    session
-        .grants
-        .put("all", grant, hub.clock.now())
-        .unwrap();
+    session.grants.put("all", grant, hub.clock.now()).unwrap();
     let client = Connection::client(Arc::new(Config::default()), None);
     let (near, far) = duplex(1024);
     let mut pair = Pair {

@@ -1,0 +1,138 @@
+//! The functions that read what peers send, for fuzz targets in another workspace.
+//!
+//! Everything here is what a session or a route calls itself, under a name of its own and with
+//! nothing but public types. The product does not use this module.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use axum::http::HeaderMap;
+use axum::http::header::{self, HeaderValue};
+use bytes::{Bytes, BytesMut};
+use fieldpost_amqp::message::Message;
+use fieldpost_amqp::performative::Attach;
+use fieldpost_hub::clock::Timer;
+use fieldpost_hub::events::StartPosition;
+use fieldpost_hub::identity::{DeviceSpec, Precondition};
+use fieldpost_model::{DeviceId, DeviceMessage, Identity};
+use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::dialect::amqp::address::{Address, PartitionAddress};
+use crate::dialect::amqp::error::Status;
+use crate::dialect::amqp::management::{self, Question};
+use crate::dialect::amqp::receiver::ReceiverRequest;
+use crate::dialect::amqp::{cbs, selector};
+use crate::dialect::mqtt::{self, Marks, Topic, UserName};
+use crate::http::document::InvalidDocument;
+use crate::http::{call, document, path};
+use crate::listen::websocket::WebSocketBytes;
+
+/// What the user name of a CONNECT says, and whether `client_id` goes with it.
+#[must_use]
+pub fn mqtt_user_name(text: &str, client_id: &str) -> Option<(Identity, Option<String>, bool)> {
+    let name = UserName::parse(text).ok()?;
+    let fits = name.fits_client_id(client_id);
+    Some((name.identity, name.model_id, fits))
+}
+
+/// The message that a publish of `identity` makes; `None` when its topic is not one for messages.
+#[must_use]
+pub fn mqtt_message<'a>(
+    identity: &Identity,
+    topic: &'a str,
+    payload: &'a [u8],
+    retain: bool,
+    will: bool,
+) -> Option<DeviceMessage<'a>> {
+    let Some(Topic::Events { bag }) = Topic::parse(identity, topic) else {
+        return None;
+    };
+    let marks = Marks {
+        from_module: identity.module.is_some(),
+        retain,
+        will,
+    };
+    Some(mqtt::decode(bag, payload, marks))
+}
+
+/// How many features a topic filter turns on for `identity`; `None` when it may not have it.
+#[must_use]
+pub fn mqtt_filter(identity: &Identity, filter: &str) -> Option<usize> {
+    mqtt::features(identity, filter).map(<[_]>::len)
+}
+
+/// Entity, consumer group and partition of a link address that names a partition.
+#[must_use]
+pub fn amqp_partition(address: &str) -> Option<[Cow<'_, str>; 3]> {
+    match Address::parse(address) {
+        Address::Partition(PartitionAddress {
+            entity,
+            group,
+            partition,
+        }) => Some([entity, group, partition]),
+        _ => None,
+    }
+}
+
+/// Where a selector filter wants to start.
+#[must_use]
+pub fn amqp_selector(text: &str) -> Option<StartPosition> {
+    selector::parse(text).ok()
+}
+
+/// Where a client that attaches wants to start, and its owner level.
+#[must_use]
+pub fn amqp_receiver(attach: &Attach) -> Option<(StartPosition, Option<i64>)> {
+    let request = ReceiverRequest::of(attach).ok()?;
+    Some((request.start, request.owner_level))
+}
+
+/// Reads a message as a request to `$cbs` and as one to `$management`, and writes what answers each.
+#[must_use]
+pub fn amqp_answers(request: &Message<'_>) -> [BytesMut; 2] {
+    let (correlation_id, _) = cbs::correlation(request);
+    let _ = cbs::name(request);
+    let put = cbs::token(request).map_or_else(|refused| refused, |_| Status::ok());
+    let asked = Question::of(request).map_or_else(
+        |refused| refused,
+        |question| Status::not_found(question.entity),
+    );
+    let mut answers = [BytesMut::new(), BytesMut::new()];
+    let [to_put, to_question] = &mut answers;
+    cbs::put_reply(to_put, correlation_id, &put);
+    management::put_refusal(to_question, correlation_id, &asked);
+    answers
+}
+
+/// Reads a device document that is sent to the path of `device`.
+///
+/// # Errors
+/// When the route refuses it.
+pub fn device_at_path(device: &DeviceId, document: Value) -> Result<DeviceSpec, InvalidDocument> {
+    document::device_at_path(device, document)
+}
+
+/// The condition of an `If-Match` header; `None` when the value is refused.
+#[must_use]
+pub fn if_match(value: &[u8]) -> Option<Precondition> {
+    let mut headers = HeaderMap::new();
+    headers.insert(header::IF_MATCH, HeaderValue::from_bytes(value).ok()?);
+    call::if_match(&headers).ok()?
+}
+
+/// The one spelling of a path; `None` when `path` has it already.
+#[must_use]
+pub fn normalised_path(path: &str) -> Option<String> {
+    path::normalised_path(path)
+}
+
+/// The server's end of a WebSocket connection as a stream of bytes. `early` is what came together
+/// with the upgrade request.
+pub fn websocket<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    early: Bytes,
+    timer: Arc<dyn Timer>,
+) -> impl AsyncRead + AsyncWrite + Unpin {
+    WebSocketBytes::new(stream, early, timer)
+}

@@ -1,0 +1,344 @@
+//! Damage to files at rest is reported by exact range, and what is sound stays readable.
+
+use super::*;
+use crate::files::Files;
+
+/// A log with two sealed segments and a third, closed in order; 12 KiB records in partition 0 and
+/// small ones in partition 1, one group each.
+fn built() -> Bench {
+    let bench = Bench::new();
+    let mut number = 0;
+    while bench.segments().len() < 3 {
+        bench.append(0, &[&body(number, 12_000)]);
+        bench.append(1, &[&body(number, 50), b"second"]);
+        number += 1;
+    }
+    bench.append(0, &[b"last but one"]);
+    bench.append(0, &[b"last"]);
+    bench.keep();
+    bench.close();
+    bench
+}
+
+/// The first record whose data contains `needle`.
+fn find(content: &[u8], needle: &[u8]) -> usize {
+    content
+        .windows(needle.len())
+        .position(|window| window == needle)
+        .unwrap()
+}
+
+#[test]
+fn damage_is_reported_and_never_skipped() {
+    struct Case {
+        name: &'static str,
+        damage: fn(&SimDisk),
+        /// What `verify` must say, and the report at opening where `at_open`.
+        says: &'static str,
+        at_open: bool,
+    }
+    let cases = [
+        Case {
+            name: "a bit of a record in a sealed segment",
+            damage: |disk| {
+                disk.tamper("0000000000000001.segment", |content| {
+                    let at = find(content, &body(1, 12_000)[100..120]);
+                    content[at] ^= 4;
+                });
+            },
+            says: "partition 0 sequence numbers 1 to 1",
+            at_open: false,
+        },
+        Case {
+            name: "a zeroed block inside a sealed segment",
+            damage: |disk| {
+                disk.tamper("0000000000000001.segment", |content| {
+                    let at = find(content, &body(1, 12_000)[..20]) / 4096 * 4096;
+                    content[at..at + 4096].fill(0);
+                });
+            },
+            says: "partition 0 sequence numbers 1 to 1",
+            at_open: false,
+        },
+        Case {
+            name: "the header of a sealed segment",
+            damage: |disk| disk.tamper("0000000000000002.segment", |content| content[40] ^= 1),
+            says: "the header cannot be read: it does not pass its check",
+            at_open: true,
+        },
+        Case {
+            name: "the header of the last segment",
+            damage: |disk| disk.tamper("0000000000000003.segment", |content| content[8] ^= 32),
+            says: "the header cannot be read",
+            at_open: true,
+        },
+        Case {
+            name: "a missing segment in the middle",
+            damage: |disk| disk.remove("0000000000000002.segment").unwrap(),
+            says: "0000000000000002.segment, bytes 0 to 0: 1 segments are missing from here; lost: partition 0",
+            at_open: true,
+        },
+        Case {
+            name: "the last segment is missing",
+            damage: |disk| disk.remove("0000000000000003.segment").unwrap(),
+            says: "0000000000000003.segment, bytes 0 to 0: the segment is missing",
+            at_open: true,
+        },
+        Case {
+            name: "the last segment is cut short",
+            damage: |disk| {
+                disk.tamper("0000000000000003.segment", |content| content.truncate(9000))
+            },
+            says: "the file is cut short",
+            at_open: true,
+        },
+        Case {
+            name: "a sealed segment is cut short",
+            damage: |disk| {
+                disk.tamper("0000000000000001.segment", |content| {
+                    content.truncate(30_000)
+                })
+            },
+            says: "the file is cut short",
+            at_open: true,
+        },
+        Case {
+            name: "a group header in the last segment, with groups behind it",
+            damage: |disk| {
+                disk.tamper("0000000000000003.segment", |content| {
+                    let at = find(content, b"last but one") / 4096 * 4096;
+                    content[at + 20] ^= 1;
+                });
+            },
+            says: "are not readable; lost: partition 0",
+            at_open: true,
+        },
+        Case {
+            name: "the last record, behind which the log was closed",
+            damage: |disk| {
+                disk.tamper("0000000000000003.segment", |content| {
+                    let at = content
+                        .windows(4)
+                        .rposition(|window| window == b"last")
+                        .unwrap();
+                    content[at] ^= 1;
+                });
+            },
+            says: "do not pass their check; lost: partition 0",
+            at_open: true,
+        },
+    ];
+    for case in cases {
+        let bench = built();
+        let (sound, next) = (bench.read_all(0).unwrap(), bench.next(0));
+        let disk = bench.disk.copy();
+        (case.damage)(&disk);
+
+        let verdict = super::super::verify::verify(&disk.copy(), LOG_ID).unwrap();
+        let lines = |damage: &[crate::Damage]| {
+            let lines: Vec<_> = damage.iter().map(ToString::to_string).collect();
+            lines.join("\n")
+        };
+        let told = lines(&verdict.damage);
+        assert!(
+            told.contains(case.says),
+            "{}: verify says {told:?}",
+            case.name
+        );
+
+        let again = Bench::open(&disk, bench.clock, &small(), false).unwrap();
+        let told = lines(&again.report.damage);
+        assert_eq!(
+            told.contains(case.says),
+            case.at_open,
+            "{}: opening says {told:?}",
+            case.name
+        );
+
+        // No number is used again, and every record is there or is missed by its number.
+        assert!(again.next(0) >= next, "{}", case.name);
+        again.append(0, &[b"new"]);
+        let mut at = 0;
+        let mut damages = 0;
+        while at < again.next(0) {
+            match again.read(0, at) {
+                Ok(records) => {
+                    assert!(!records.records.is_empty(), "{} at {at}", case.name);
+                    for record in &records.records {
+                        let before = sound.get(record.sequence as usize);
+                        let expected = before.map_or(&b"new"[..], |data| data);
+                        assert_eq!(record.data, expected, "{} at {at}", case.name);
+                    }
+                    at = records.next;
+                }
+                Err(StoreError::Damaged { what }) => {
+                    damages += 1;
+                    let resume = what.rsplit(' ').next().unwrap().parse().unwrap();
+                    assert!(
+                        resume > at
+                            && what.contains(&format!("sequence numbers {at} to {}", resume - 1)),
+                        "{what}"
+                    );
+                    at = resume;
+                }
+                Err(error) => panic!("{}: {error}", case.name),
+            }
+        }
+        let header_only = case.name.contains("the header of");
+        assert_eq!(
+            damages == 0,
+            header_only,
+            "{}: {damages} damages met",
+            case.name
+        );
+    }
+}
+
+#[test]
+fn a_damaged_or_missing_index_is_made_anew() {
+    let bench = built();
+    let expected = bench.read_all(0).unwrap();
+    let check = |name: &str, change: fn(&SimDisk), reported: bool| {
+        let disk = bench.disk.copy();
+        assert!(disk.content("0000000000000001.index").is_some());
+        change(&disk);
+        let verdict = super::super::verify::verify(&disk.copy(), LOG_ID).unwrap();
+        assert_eq!(!verdict.damage.is_empty(), reported, "{name}");
+        let again = Bench::open(&disk, Arc::clone(&bench.clock), &small(), false).unwrap();
+        assert_eq!(again.read_all(0).unwrap(), expected, "{name}");
+    };
+    check("sound", |_| (), false);
+    check(
+        "missing",
+        |disk| disk.remove("0000000000000001.index").unwrap(),
+        false,
+    );
+    check(
+        "a bit",
+        |disk| disk.tamper("0000000000000001.index", |content| content[60] ^= 1),
+        true,
+    );
+    check(
+        "empty",
+        |disk| disk.tamper("0000000000000001.index", Vec::clear),
+        true,
+    );
+}
+
+#[test]
+fn a_log_that_lost_every_segment_does_not_use_its_numbers_again() {
+    let bench = built();
+    let disk = bench.disk.copy();
+    for name in disk.list().unwrap() {
+        disk.remove(&name).unwrap();
+    }
+    let next = bench.next(0);
+    let again = Bench::open(&disk, Arc::clone(&bench.clock), &small(), false).unwrap();
+    assert!(
+        again.report.damage[0]
+            .what
+            .contains("all segments are missing")
+    );
+    assert!(again.next(0) > next && again.next(2) > 0);
+    assert_eq!(again.first(0), again.next(0));
+}
+
+#[test]
+fn an_end_that_a_crash_left_is_no_damage() {
+    let bench = Bench::new();
+    bench.append(0, &[b"one"]);
+    bench.append(0, &[&body(2, 9000)]);
+    // Without the mark that closing writes, a broken last group is what a crash leaves.
+    let disk = bench.disk.copy();
+    disk.tamper("0000000000000001.segment", |content| {
+        let at = find(content, &body(2, 9000)[8000..8010]);
+        content[at] ^= 1;
+    });
+    let again = Bench::open(&disk, Arc::clone(&bench.clock), &small(), false).unwrap();
+    assert_eq!(again.report.damage, []);
+    let torn = again.report.torn.clone().unwrap();
+    assert_eq!((torn.from, torn.to), (12_288, 24_576));
+    assert_eq!(again.next(0), 1);
+    again.append(0, &[b"two"]);
+    // What was cut off does not come back.
+    let once_more = again.reopen();
+    assert_eq!(
+        (once_more.report.torn.clone(), once_more.report.damage.len()),
+        (None, 0)
+    );
+    assert_eq!(once_more.read_all(0).unwrap(), ["one", "two"]);
+}
+
+#[test]
+fn a_header_over_the_records_of_another_group_is_torn() {
+    // Both records stand in blocks of their own: 4,096 bytes with header, table and frame.
+    let written = |partition: u16, seed: u64| {
+        let bench = Bench::new();
+        bench.append(
+            partition,
+            &[&body(seed, 4096 - 96 - 8), &body(seed, 4096 - 8)],
+        );
+        bench
+    };
+    let (one, two) = (written(0, 1), written(1, 2));
+    let other = one.disk.content("0000000000000001.segment").unwrap();
+    let disk = two.disk.copy();
+    disk.tamper("0000000000000001.segment", |content| {
+        content[12_288..16_384].copy_from_slice(&other[12_288..16_384]);
+    });
+    // The second record is sound by itself, and was sent to another partition.
+    let again = Bench::open(&disk, Arc::clone(&two.clock), &small(), false).unwrap();
+    assert!(again.report.torn.is_some());
+    assert_eq!((again.next(0), again.next(1)), (0, 0));
+}
+
+#[test]
+fn bytes_that_a_device_sends_never_pass_for_a_group() {
+    // A device sends what a group of this very log looks like, at every block of its record.
+    let bench = Bench::new();
+    bench.append(0, &[b"first"]);
+    let content = bench.disk.content("0000000000000001.segment").unwrap();
+    let group = &content[8192..12_288];
+    let mut forged = vec![0; 4096 - 8 - 80];
+    for _ in 0..4 {
+        forged.extend_from_slice(group);
+    }
+    bench.append(1, &[&forged]);
+    bench.close();
+    let disk = bench.disk.copy();
+    disk.tamper("0000000000000001.segment", |content| {
+        // The header of the device's group is lost, so that its record is searched for groups.
+        content[12_288 + 16] ^= 1;
+    });
+    let again = Bench::open(&disk, Arc::clone(&bench.clock), &small(), false).unwrap();
+    assert_eq!(again.read_all(0).unwrap(), ["first"]);
+    assert_eq!(again.next(0), 1);
+    assert_eq!(again.report.damage.len(), 1);
+}
+
+#[test]
+fn files_of_another_log_or_a_newer_version_are_refused() {
+    let bench = built();
+    let newer = bench.disk.copy();
+    newer.tamper("0000000000000002.segment", |content| {
+        content[8] = 2;
+        content[84..88].fill(0);
+        let check = crc32c::crc32c(&content[..4096]);
+        content[84..88].copy_from_slice(&check.to_le_bytes());
+    });
+    let opened = Bench::open(&newer, Arc::clone(&bench.clock), &small(), false);
+    assert!(
+        matches!(opened.err(), Some(LogOpenError::Newer { file }) if file.contains("2.segment"))
+    );
+
+    let mut other = identity(false);
+    other.id = LogId([1; 16]);
+    let opened = SteppedLog::open(
+        Arc::new(bench.disk.copy()),
+        other,
+        &small(),
+        Arc::clone(&bench.clock) as _,
+        Arc::new(StoreHealth::new()),
+    );
+    assert!(matches!(opened.err(), Some(LogOpenError::Foreign { .. })));
+}

@@ -1,0 +1,169 @@
+//! A disk that fails or fills up at every call.
+
+use super::ledger::{Dice, Ledger, live};
+use super::*;
+use crate::files::sim::Fault;
+
+/// Runs one history with a fault at a call; false when the call was not reached.
+fn with_fault(at: u64, fault: Fault, seed: u64) -> bool {
+    let clock = Arc::new(TestClock::at(START_MS));
+    let disk = SimDisk::new();
+    let mut ledger = Ledger::default();
+    let mut dice = Dice(seed);
+    let bench = Bench::open(&disk, Arc::clone(&clock), &small(), true).unwrap();
+    live(&bench, &mut ledger, &mut dice, 60);
+    let from = disk.calls();
+    disk.fail_at(from + at, fault);
+    live(&bench, &mut ledger, &mut dice, 120);
+    let reached = disk.calls() > from + at;
+    let read_only = bench.level() == HealthLevel::ReadOnly;
+    if read_only {
+        assert!(bench.appender().submit(batch(0, &[b"x"])).is_err());
+        assert_eq!(bench.log.commit_once(), Turn::Failed);
+    }
+    // Whatever went wrong: what was acknowledged is there when the process comes back.
+    let again = bench.reopen();
+    assert_eq!(again.report.damage, [], "{fault:?} at {at}");
+    ledger.check(&again);
+    assert_eq!(again.level(), HealthLevel::Ok);
+    again.append(0, &[&[0; 18]]);
+    reached
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_whichever_call_fails() {
+    for fault in [Fault::Io, Fault::Full, Fault::Short] {
+        let mut at = 0;
+        while with_fault(at, fault, 7) {
+            at += 1;
+        }
+        assert!(at > 100, "only {at} calls");
+    }
+}
+
+#[test]
+fn a_failed_write_or_sync_turns_the_store_read_only_at_once() {
+    let check = |call: &str, fault: Fault, expected: HealthLevel| {
+        let bench = Bench::new();
+        bench.append(0, &[b"before"]);
+        let mut one = bench.appender();
+        let mut two = bench.appender();
+        one.submit(batch(0, &[b"a"])).unwrap();
+        two.submit(batch(1, &[b"b"])).unwrap();
+        let next = bench.disk.calls();
+        bench.disk.fail_at(next + u64::from(call == "sync"), fault);
+        let turn = bench.log.commit_once();
+        assert_eq!(bench.disk.last_calls().last().unwrap().1, call);
+        assert_eq!(bench.level(), expected, "{fault:?} at {call}");
+        if expected == HealthLevel::ReadOnly {
+            assert_eq!(turn, Turn::Failed);
+            assert!(
+                durable(&mut one)
+                    .unwrap()
+                    .unwrap_err()
+                    .contains("read-only")
+            );
+            assert!(durable(&mut two).unwrap().is_err());
+            let refused = one.submit(batch(0, &[b"c"]));
+            assert!(matches!(refused, Err(StoreError::ReadOnly { .. })));
+            let calls = bench.disk.calls();
+            assert_eq!(bench.log.commit_once(), Turn::Failed);
+            assert_eq!(bench.disk.calls(), calls, "nothing is tried again");
+        } else {
+            assert_eq!(turn, Turn::Held);
+            assert!(matches!(
+                one.submit(batch(0, &[b"c"])),
+                Err(StoreError::Full)
+            ));
+            assert_eq!(bench.log.commit_once(), Turn::Committed { batches: 2 });
+            assert_eq!(durable(&mut one), Some(Ok(1)));
+            assert_eq!(bench.level(), HealthLevel::Ok);
+            assert_eq!(bench.read_all(0).unwrap(), ["before", "a"]);
+        }
+        // What was read before can still be read.
+        assert_eq!(bench.read(0, 0).unwrap().records[0].data, "before");
+    };
+    check("write", Fault::Io, HealthLevel::ReadOnly);
+    check("write", Fault::Short, HealthLevel::ReadOnly);
+    check("sync", Fault::Io, HealthLevel::ReadOnly);
+    check("sync", Fault::Full, HealthLevel::ReadOnly);
+    check("write", Fault::Full, HealthLevel::HoldMessages);
+}
+
+#[test]
+fn without_room_for_a_segment_messages_are_held_and_go_on_by_themselves() {
+    let bench = Bench::new();
+    bench.disk.set_free(0);
+    let mut appender = bench.appender();
+    let mut sent = 0;
+    while bench.level() == HealthLevel::Ok {
+        appender.submit(batch(0, &[&body(sent, 3000)])).unwrap();
+        sent += 1;
+        bench.log.commit_once();
+        bench.keep();
+        assert!(sent < 100);
+    }
+    assert_eq!(bench.level(), HealthLevel::HoldMessages);
+    assert!(matches!(
+        appender.submit(batch(0, &[b"x"])),
+        Err(StoreError::Full)
+    ));
+    assert_eq!(durable(&mut appender), Some(Ok(sent - 1)));
+    assert_eq!(bench.log.commit_once(), Turn::Held);
+
+    bench.disk.set_free(1 << 30);
+    assert_eq!(bench.log.commit_once(), Turn::Committed { batches: 1 });
+    assert_eq!(durable(&mut appender), Some(Ok(sent)));
+    assert_eq!(bench.level(), HealthLevel::Ok);
+    assert_eq!(bench.read_all(0).unwrap().len() as u64, sent);
+}
+
+#[test]
+fn a_hold_with_nothing_waiting_ends_by_itself() {
+    let bench = Bench::new();
+    bench.disk.set_free(0);
+    let mut appender = bench.appender();
+    // Two batches: the second still fits when the first is held.
+    while bench.level() == HealthLevel::Ok {
+        appender.submit(batch(0, &[&body(1, 10_000)])).unwrap();
+        appender.submit(batch(0, &[b"small"])).unwrap();
+        bench.log.commit_once();
+        bench.log.commit_once();
+    }
+    let mut turns = 0;
+    while bench.log.commit_once() != Turn::Held {
+        turns += 1;
+        assert!(turns < 10);
+    }
+    bench.disk.set_free(1 << 30);
+    while bench.log.commit_once() != Turn::Idle {}
+    assert_eq!(bench.level(), HealthLevel::Ok);
+    appender.submit(batch(0, &[b"on"])).unwrap();
+    bench.log.commit_once();
+    assert_eq!(durable(&mut appender), Some(Ok(appender.submitted())));
+}
+
+#[test]
+fn the_marks_of_a_filling_disk_hold_and_let_go() {
+    const MIB: u64 = 1 << 20;
+    let mut settings = small();
+    settings.marks = DiskMarks {
+        hold_messages: Some(64 * MIB),
+        hold_all: Some(16 * MIB),
+    };
+    let bench = Bench::with(&settings);
+    let mut appender = bench.appender();
+    let mut check = |free: u64, level: HealthLevel| {
+        bench.disk.set_free(free);
+        bench.clock.advance(Duration::from_secs(2));
+        bench.keep();
+        assert_eq!(bench.level(), level);
+        let taken = appender.submit(batch(0, &[b"x"])).is_ok();
+        assert_eq!(taken, level == HealthLevel::Ok);
+    };
+    check(100 * MIB, HealthLevel::Ok);
+    check(63 * MIB, HealthLevel::HoldMessages);
+    check(15 * MIB, HealthLevel::HoldAll);
+    check(40 * MIB, HealthLevel::HoldMessages);
+    check(100 * MIB, HealthLevel::Ok);
+}
