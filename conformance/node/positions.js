@@ -40,7 +40,7 @@ function subscribe(partitionId, ownerLevel) {
 
 async function main() {
   const all = await readFrom(deviceId, 20);
-  assert.deepEqual(all.map((event) => Number(event.body)), [...Array(20).keys()]);
+  assert.deepEqual(all.map((event) => Number(String(event.body))), [...Array(20).keys()]);
 
   const client = consumer();
   const properties = await client.getEventHubProperties();
@@ -60,7 +60,7 @@ async function main() {
   const webSocket = () => consumer('$Default', { webSocketOptions: { webSocket: WebSocket } });
   for (const make of [consumer, webSocket]) {
     const from = async (position, count) =>
-      (await readFrom(deviceId, count, position, make())).slice(0, count).map((e) => Number(e.body));
+      (await readFrom(deviceId, count, position, make())).slice(0, count).map((e) => Number(String(e.body)));
     const { sequenceNumber, offset } = all[4];
     const rest = [...Array(15).keys()].map((n) => n + 5);
     assert.deepEqual(await from({ sequenceNumber }, 15), rest);

@@ -34,7 +34,8 @@ async function readFrom(deviceId, count, position = earliestEventPosition, clien
           reject(error);
         },
       },
-      { startPosition: position },
+      // The body as its bytes, also where it happens to be JSON.
+      { startPosition: position, skipParsingBodyAsJson: true },
     );
   });
   await subscription.close();

@@ -158,6 +158,12 @@ class Hub:
         assert answer.status < 300, (answer.status, text)
         return json.loads(text) if text else None
 
+    def metrics(self):
+        """The metrics in Prometheus's text form."""
+        connection = http.client.HTTPConnection(self.address, 9640, timeout=30)
+        connection.request("GET", "/metrics")
+        return connection.getresponse().read().decode()
+
     def advance(self, seconds):
         """Moves the hub's clock, so that no test waits for a time-out."""
         self.admin("POST", "/api/test/clock", {"advanceSeconds": seconds})

@@ -3,6 +3,7 @@
 import datetime
 import json
 import random
+import threading
 import time
 import uuid
 
@@ -112,7 +113,8 @@ def test_a_model_id_reaches_the_reader(hub, device):
 
 
 def test_ids_of_128_characters_and_of_every_allowed_sign_work_and_129_do_not(hub):
-    signs = "-:.+%_*?!(),=@$'"
+    # All but + and #, which the SDK's own MQTT client refuses in a topic, and ; of its strings.
+    signs = "-:.%_*?!(),=@$'"
     for device_id in ("L" * 128, f"s{signs}{uuid.uuid4().hex[:8]}"):
         device = hub.create_device(device_id)
         client = client_of(hub, device)
@@ -179,8 +181,6 @@ def test_the_secondary_key_works_as_well(hub, device):
 
 
 def test_a_newer_connection_ends_the_older_one(hub, device):
-    import threading
-
     lost = threading.Event()
     older = client_of(hub, device, connection_retry=False, auto_connect=False)
     older.on_connection_state_change = lambda: None if older.connected else lost.set()
@@ -197,8 +197,6 @@ def test_a_newer_connection_ends_the_older_one(hub, device):
 
 @pytest.mark.parametrize("change", ["disable", "delete"])
 def test_disabling_or_deleting_a_device_ends_its_connection(hub, device, change):
-    import threading
-
     lost = threading.Event()
     client = client_of(hub, device, connection_retry=False, auto_connect=False)
     client.on_connection_state_change = lambda: None if client.connected else lost.set()
@@ -213,28 +211,48 @@ def test_disabling_or_deleting_a_device_ends_its_connection(hub, device, change)
     client.shutdown()
 
 
-def test_an_expired_token_ends_the_connection_and_the_sdk_comes_back_with_a_new_one(own_hub):
-    import threading
-
-    device = own_hub.create_device("renewing")
-    lost, back = threading.Event(), threading.Event()
-    client = client_of(own_hub, device, sastoken_ttl=3600)
-
-    def changed():
-        if not client.connected:
-            lost.set()
-        elif lost.is_set():
-            back.set()
-
-    client.on_connection_state_change = changed
+def test_an_expired_token_ends_the_connection_after_five_minutes_of_grace(own_hub):
+    device = own_hub.create_device("expiring")
+    lost = threading.Event()
+    # The longest keep-alive, so that moving the clock is not taken for silence.
+    client = client_of(
+        own_hub, device, sastoken_ttl=1000, keep_alive=1740, connection_retry=False, auto_connect=False
+    )
+    client.on_connection_state_change = lambda: None if client.connected else lost.set()
     client.connect()
-    # Inside the five minutes of grace nothing happens.
-    own_hub.advance(3600 + 4 * 60)
-    client.send_message("still there")
+    own_hub.advance(1000 + 4 * 60)
+    client.send_message("in the grace")
     assert not lost.is_set()
     own_hub.advance(2 * 60)
     assert lost.wait(30), "the connection outlived its token"
     client.shutdown()
+    (event,) = events_of(own_hub, device.id, 1)
+    assert body_of(event) == b"in the grace"
+
+
+def test_the_sdk_renews_its_token_by_a_new_connection(own_hub):
+    device = own_hub.create_device("renewing")
+    # The SDK renews 120 s before the end, so after a second or two.
+    client = client_of(own_hub, device, sastoken_ttl=122)
+    client.connect()
+
+    def connections():
+        (line,) = [
+            line
+            for line in own_hub.metrics().splitlines()
+            if line.startswith("fieldpost_connections_total{") and 'protocol="mqtt"' in line
+        ]
+        return int(line.rsplit(" ", 1)[1])
+
+    deadline = time.monotonic() + 60
+    wait = threading.Event()
+    while connections() < 2:
+        assert time.monotonic() < deadline, "the SDK did not renew its token"
+        wait.wait(0.1)
+    client.send_message("renewed")
+    client.shutdown()
+    (event,) = events_of(own_hub, device.id, 1)
+    assert body_of(event) == b"renewed"
 
 
 def test_a_twin_request_is_answered_and_not_left_in_silence(hub, device):

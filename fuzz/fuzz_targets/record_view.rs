@@ -16,7 +16,10 @@ fuzz_target!(|record: &[u8]| {
         // Of names that differ only in case a writer writes one; whoever writes more gets the first.
         assert!(view.property(name).is_some());
     }
-    let _ = view.body();
+    if let Some(body) = view.body() {
+        assert!(body.len() <= view.sections().len());
+    }
+    let stamps = [view.component(), view.interface_id(), view.output_name()];
     let mut annotations = BytesMut::new();
     let position = Position {
         sequence: u64::MAX,
@@ -24,5 +27,19 @@ fuzz_target!(|record: &[u8]| {
     };
     write_annotations(&mut annotations, &view, position);
     let written = Message::parse(&annotations).expect("what we write is valid");
-    assert!(written.message_annotations.is_some());
+    let written = written.message_annotations.expect("that is what we wrote");
+    let text = |name: &str| {
+        let value = written.get(name).expect("what we write is valid");
+        value.and_then(|value| value.as_str())
+    };
+    let envelope = view.envelope();
+    assert_eq!(
+        text("iothub-connection-device-id"),
+        Some(envelope.device_id)
+    );
+    assert_eq!(text("iothub-connection-module-id"), envelope.module_id);
+    assert_eq!(
+        [text("dt-subject"), text("iothub-interface-id")],
+        stamps[..2]
+    );
 });

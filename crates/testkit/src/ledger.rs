@@ -4,26 +4,36 @@
 //! from the first that was not acknowledged. So for each sender, the first appearance of each
 //! number in the log must come in rising order, and every acknowledged number must appear.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 /// The ledger. Kept outside the hub's process.
 #[derive(Debug, Default)]
 pub struct Ledger {
     /// Per sender: how many of its messages are acknowledged (all numbers below).
     acknowledged: BTreeMap<String, u64>,
-    /// Per partition: the events shown, by sequence number from 0.
-    shown: HashMap<String, Vec<(String, u64)>>,
-    /// Per sender: the number that must be the next to appear for the first time.
-    appeared: HashMap<String, u64>,
+    /// Per partition: the events shown, by sequence number from 0. Long runs show a hundred million,
+    /// so each is packed into one word: see [`Ledger::pack`].
+    shown: HashMap<String, Vec<u64>>,
+    /// Senders in the order in which they first appeared.
+    senders: Vec<String>,
+    /// Per sender: its place among `senders`, and the number that must be the next to appear for
+    /// the first time.
+    appeared: HashMap<String, (u16, u64)>,
 }
+
+/// Bits of a packed event that hold the message's number; the sender's place is above them.
+const NUMBER_BITS: u32 = 48;
 
 impl Ledger {
     /// Records that `sender`'s message `number` was acknowledged.
     pub fn acknowledge(&mut self, sender: &str, number: u64) {
-        let count = self.acknowledged.entry(sender.to_owned()).or_default();
-        *count = (*count).max(number + 1);
+        match self.acknowledged.get_mut(sender) {
+            Some(count) => *count = (*count).max(number + 1),
+            None => drop(self.acknowledged.insert(sender.to_owned(), number + 1)),
+        }
     }
 
     /// Records that a reader was shown an event, and checks it against all that was shown before.
@@ -38,33 +48,59 @@ impl Ledger {
         sender: &str,
         number: u64,
     ) -> Result<()> {
-        let shown = self.shown.entry(partition.to_owned()).or_default();
+        let event = self.pack(sender, number)?;
         let at = usize::try_from(sequence)?;
-        if let Some((known_sender, known_number)) = shown.get(at) {
+        if let Some(known) = self.shown.get(partition).and_then(|shown| shown.get(at)) {
             ensure!(
-                known_sender == sender && *known_number == number,
-                "sequence number {sequence} of partition {partition} was {known_sender} {known_number} \
-                 and is {sender} {number}"
+                *known == event,
+                "sequence number {sequence} of partition {partition} was {} and is {sender} {number}",
+                self.unpack(*known)
             );
             return Ok(());
         }
         ensure!(
-            at == shown.len(),
+            sequence == self.shown(partition),
             "partition {partition} goes from sequence number {} to {sequence}",
-            shown.len()
+            self.shown(partition)
         );
-        shown.push((sender.to_owned(), number));
-        let next = self.appeared.entry(sender.to_owned()).or_default();
+        match self.shown.get_mut(partition) {
+            Some(shown) => shown.push(event),
+            None => drop(self.shown.insert(partition.to_owned(), vec![event])),
+        }
+        let (_, next) = self.appeared.get_mut(sender).context("packed above")?;
         match number.cmp(next) {
-            std::cmp::Ordering::Less => {}
-            std::cmp::Ordering::Equal => *next += 1,
-            std::cmp::Ordering::Greater => {
+            Ordering::Less => {}
+            Ordering::Equal => *next += 1,
+            Ordering::Greater => {
                 bail!(
                     "message {number} of {sender} appears before {next}, at {sequence} of {partition}"
                 )
             }
         }
         Ok(())
+    }
+
+    /// A sender and a number in one word.
+    fn pack(&mut self, sender: &str, number: u64) -> Result<u64> {
+        let place = match self.appeared.get(sender) {
+            Some((place, _)) => *place,
+            None => {
+                let place = u16::try_from(self.senders.len()).context("too many senders")?;
+                self.senders.push(sender.to_owned());
+                self.appeared.insert(sender.to_owned(), (place, 0));
+                place
+            }
+        };
+        ensure!(number >> NUMBER_BITS == 0, "{number} is no message number");
+        Ok(u64::from(place) << NUMBER_BITS | number)
+    }
+
+    fn unpack(&self, event: u64) -> String {
+        let sender = usize::try_from(event >> NUMBER_BITS)
+            .ok()
+            .and_then(|at| self.senders.get(at));
+        let number = event & ((1 << NUMBER_BITS) - 1);
+        format!("{} {number}", sender.map_or("?", String::as_str))
     }
 
     /// How many events of a partition were shown so far; the next sequence number.
@@ -100,7 +136,7 @@ impl Ledger {
     /// Of what was owed, the senders whose messages were not all shown: `(sender, first missing)`.
     #[must_use]
     pub fn lost(&self, owed: &BTreeMap<String, u64>) -> Vec<(String, u64)> {
-        let appeared = |sender| self.appeared.get(sender).copied().unwrap_or_default();
+        let appeared = |sender| self.appeared.get(sender).map_or(0, |(_, next)| *next);
         owed.iter()
             .filter(|(sender, count)| appeared(sender.as_str()) < **count)
             .map(|(sender, _)| (sender.clone(), appeared(sender.as_str())))

@@ -4,7 +4,7 @@ use bytes::{Buf, BufMut};
 use fieldpost_model::{PartitionId, SequenceNumber, StreamId, Timestamp};
 use smallvec::SmallVec;
 
-use super::{FORMAT_VERSION, FormatError, LogId};
+use super::{FORMAT_VERSION, FormatError, LogId, NUMBER_MAX};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"FPLG");
 
@@ -153,7 +153,8 @@ pub(crate) fn peek(bytes: &[u8]) -> Result<GroupHeader, FormatError> {
     let table_bytes = usize::try_from(header.table_bytes).unwrap_or(usize::MAX);
     let fits = usize::try_from(header.bytes)
         .is_ok_and(|bytes| bytes.saturating_sub(HEADER_BYTES) >= table_bytes);
-    if table_bytes > TABLE_BYTES_MAX || !fits {
+    let numbers = header.segment.max(header.number).max(header.last_durable);
+    if table_bytes > TABLE_BYTES_MAX || !fits || numbers > NUMBER_MAX {
         return Err(FormatError::Invalid);
     }
     Ok(header)
@@ -195,7 +196,11 @@ pub(crate) fn decode(log: LogId, bytes: &[u8]) -> Result<(GroupHeader, Vec<Run>)
         for _ in 0..streams {
             let stream = StreamId(table.get_u16_le());
             table.advance(6);
-            run.streams.push((stream, table.get_u64_le()));
+            let first = table.get_u64_le();
+            if first > NUMBER_MAX {
+                return Err(FormatError::Invalid);
+            }
+            run.streams.push((stream, first));
         }
         records += u64::from(run.count);
         frames += u64::from(run.bytes);
@@ -224,7 +229,7 @@ mod tests {
     fn runs() -> impl Strategy<Value = Vec<Run>> {
         let run = (
             0u16..128,
-            prop::collection::vec((0u16..9, any::<u64>()), 1..4),
+            prop::collection::vec((0u16..9, 0..NUMBER_MAX), 1..4),
             1u32..1000,
             8u32..100_000,
             any::<u32>(),
@@ -243,7 +248,7 @@ mod tests {
         #[test]
         fn a_group_header_is_read_back_by_its_own_log_only_and_any_changed_byte_is_noticed(
             runs in runs(),
-            numbers in any::<(u64, u64, u64, i64)>(),
+            numbers in (0..NUMBER_MAX, 0..NUMBER_MAX, 0..NUMBER_MAX, any::<i64>()),
             at in any::<prop::sample::Index>(),
             flip in 1u8..,
         ) {

@@ -23,6 +23,10 @@ pub(crate) const BLOCK: u64 = 4096;
 /// [`BLOCK`] as a buffer size.
 pub(crate) const BLOCK_BYTES: usize = 4096;
 
+/// No number of a segment, a group or a record is larger; what says otherwise was not written by
+/// us. It leaves room to add without looking.
+pub(crate) const NUMBER_MAX: u64 = 1 << 62;
+
 /// Names a log. Checks start from it, so bytes of another log, or bytes that a device sent, never
 /// pass for a group of this one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

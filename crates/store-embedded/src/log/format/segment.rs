@@ -3,7 +3,9 @@
 use bytes::{Buf, BufMut};
 use fieldpost_model::{PartitionId, StreamId, Timestamp};
 
-use super::{BLOCK_BYTES, FORMAT_VERSION, FormatError, LogId, Position, Positions, size, to_block};
+use super::{
+    BLOCK_BYTES, FORMAT_VERSION, FormatError, LogId, NUMBER_MAX, Position, Positions, size, to_block,
+};
 
 const MAGIC: &[u8; 8] = b"FPLOGSEG";
 const FIXED_BYTES: usize = 88;
@@ -125,7 +127,9 @@ impl SegmentHeader {
             ..Positions::default()
         };
         let mut table = after;
-        if count > table.len() / POSITION_BYTES {
+        if count > table.len() / POSITION_BYTES
+            || id.max(last_group).max(floor).max(capacity) > NUMBER_MAX
+        {
             return Err(FormatError::Invalid);
         }
         for _ in 0..count {
@@ -136,6 +140,9 @@ impl SegmentHeader {
             let has_time = table.get_u32_le() != 0;
             let next = table.get_u64_le();
             let time = Timestamp::from_millis(table.get_i64_le());
+            if next > NUMBER_MAX {
+                return Err(FormatError::Invalid);
+            }
             positions.known.insert(
                 key,
                 Position {
@@ -168,9 +175,9 @@ mod tests {
     proptest! {
         #[test]
         fn a_header_is_read_back_and_any_changed_byte_is_noticed(
-            id in any::<u64>(),
-            floor in any::<u64>(),
-            known in prop::collection::btree_map((0u16..9, 0u16..128), (any::<u64>(), any::<Option<i64>>()), 0..200),
+            id in 1..NUMBER_MAX,
+            floor in 0..NUMBER_MAX,
+            known in prop::collection::btree_map((0u16..9, 0u16..128), (0..NUMBER_MAX, any::<Option<i64>>()), 0..200),
             at in any::<prop::sample::Index>(),
             flip in 1u8..,
         ) {
@@ -182,7 +189,7 @@ mod tests {
                 log: LogId([7; 16]),
                 id,
                 capacity: 1 << 20,
-                last_group: id ^ 1,
+                last_group: id - 1,
                 created: Timestamp::from_millis(5),
                 filled: id % 2 == 0,
                 positions: Positions { floor, known },
