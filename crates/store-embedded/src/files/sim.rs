@@ -300,7 +300,8 @@ impl Inode {
             }
         }
         // The length that was reserved may or may not have been noted down.
-        if kept.is_empty() && self.durable.len() < self.content.len() && chance().is_multiple_of(2) {
+        if kept.is_empty() && self.durable.len() < self.content.len() && chance().is_multiple_of(2)
+        {
             content.resize(self.content.len(), 0);
         } else if !kept.is_empty() {
             content.resize(self.content.len().max(content.len()), 0);

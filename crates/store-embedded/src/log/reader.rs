@@ -80,7 +80,12 @@ impl Shared {
                 Some(begins) if begins > out.next => {
                     return self.missing(out, key, begins, &current, current.end());
                 }
-                Some(_) => segment = following,
+                // Not simply the following one: many may lie between that hold nothing of this.
+                Some(_) => {
+                    segment = (self.segments.holding(key, out.next))
+                        .filter(|next| next.id > current.id)
+                        .or(following);
+                }
                 None => return self.missing(out, key, bounds.next, &current, current.end()),
             }
         }
@@ -107,10 +112,12 @@ impl Shared {
         }
         let mut segment = self.segments.holding_time(after);
         while let Some(current) = segment {
-            if let Some(found) = self.seek_time_in(&current, key, after)? {
+            segment = self.segments.following(current.id);
+            let begins = current.base.next(key);
+            let has_some = (segment.as_ref()).is_none_or(|next| next.base.next(key) > begins);
+            if has_some && let Some(found) = self.seek_time_in(&current, key, after)? {
                 return Ok(found.max(bounds.first));
             }
-            segment = self.segments.following(current.id);
         }
         Ok(bounds.next)
     }

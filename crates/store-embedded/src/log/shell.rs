@@ -32,11 +32,9 @@ pub struct EmbeddedLog {
     shared: Arc<Shared>,
     reads: Arc<ReadQueue>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    /// Kept until the log is closed: the lock on the directory.
-    guard: Mutex<Option<Guard>>,
 }
 
-/// Something to hold on to while the log is open.
+/// Something to hold on to as long as a thread of the log is running: the lock on the directory.
 pub(crate) type Guard = Arc<dyn Send + Sync>;
 
 type Job = Box<dyn FnOnce(&Shared) + Send>;
@@ -70,24 +68,38 @@ impl EmbeddedLog {
             report,
         } = super::open(files, identity, settings, clock, health)?;
         let reads = Arc::new(ReadQueue::default());
-        let mut threads = vec![
-            spawn("log-commit", move || commit_until_closed(committer))?,
-            spawn("log-keep", move || keep_until_closed(keeper))?,
-        ];
+        let log = Self {
+            shared: Arc::clone(&shared),
+            reads: Arc::clone(&reads),
+            threads: Mutex::default(),
+        };
+        // When a thread cannot be started, dropping `log` ends those that were.
+        let start = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            let guard = guard.clone();
+            let thread = spawn(name, move || {
+                run();
+                drop(guard);
+            })?;
+            log.threads
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(thread);
+            Ok::<_, io::Error>(())
+        };
+        start(
+            "log-commit",
+            Box::new(move || commit_until_closed(committer)),
+        )?;
+        start("log-keep", Box::new(move || keep_until_closed(keeper)))?;
         for reader in 0..READERS {
             let (shared, reads) = (Arc::clone(&shared), Arc::clone(&reads));
-            threads.push(spawn(&format!("log-read-{reader}"), move || {
+            let read = move || {
                 while let Some(job) = reads.next() {
                     job(&shared);
                 }
-            })?);
+            };
+            start(&format!("log-read-{reader}"), Box::new(read))?;
         }
-        let log = Self {
-            shared,
-            reads,
-            threads: Mutex::new(threads),
-            guard: Mutex::new(guard),
-        };
         Ok((Arc::new(log), report))
     }
 
@@ -181,18 +193,12 @@ impl EventLog for EmbeddedLog {
         self.stop();
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         let threads = std::mem::take(&mut *threads);
-        let guard = self
-            .guard
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
         let (done, closed) = oneshot::channel();
         let joiner = spawn("log-close", move || {
             for thread in threads {
                 // A thread that panicked has nothing more to do either.
                 let _ = thread.join();
             }
-            drop(guard);
             let _ = done.send(());
         });
         if let Err(error) = joiner {
@@ -247,8 +253,27 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHand
     thread::Builder::new().name(name.to_owned()).spawn(run)
 }
 
+/// Turns the store read-only should the committer panic: else everybody would wait for ever.
+struct CommitterWatch(Arc<Shared>);
+
+impl Drop for CommitterWatch {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            return;
+        }
+        self.0.health.fail("the thread that commits panicked");
+        if let Some(error) = self.0.health.failure() {
+            for submission in self.0.intake.refuse(error.clone()) {
+                submission.completion.set_failed(error.clone());
+                submission.completion.wake();
+            }
+        }
+    }
+}
+
 fn commit_until_closed(mut committer: Committer) {
     let shared = Arc::clone(&committer.shared);
+    let _watch = CommitterWatch(Arc::clone(&shared));
     let mut arrived = Vec::new();
     let mut turn = Turn::Idle;
     loop {

@@ -14,6 +14,10 @@ pub(crate) const RESERVE_NAME: &str = "reserve";
 const FIRST_MARK_MAX: u64 = 512 * 1024 * 1024;
 const SECOND_MARK_MAX: u64 = 128 * 1024 * 1024;
 
+/// The most room above a mark that is asked for before it counts as left; an operator's mark may be
+/// most of a large disk.
+const SLACK_MAX: u64 = 64 * 1024 * 1024;
+
 /// Free bytes at which the store takes less.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct DiskMarks {
@@ -107,7 +111,7 @@ impl SpaceWatch {
     /// The level for so much room. What was reached by filling is left only with some room more,
     /// so that it does not flutter.
     fn judge(&self, free: u64, first: u64, second: u64) -> HealthLevel {
-        let slack = |mark: u64| mark / 8;
+        let slack = |mark: u64| (mark / 8).min(SLACK_MAX);
         let back_from_first = first.saturating_add(self.reserve_bytes.max(slack(first)));
         let back_from_second = second.saturating_add(slack(second));
         if free < second || (self.level == HealthLevel::HoldAll && free < back_from_second) {

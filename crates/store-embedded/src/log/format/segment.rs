@@ -4,7 +4,8 @@ use bytes::{Buf, BufMut};
 use fieldpost_model::{PartitionId, StreamId, Timestamp};
 
 use super::{
-    BLOCK_BYTES, FORMAT_VERSION, FormatError, LogId, NUMBER_MAX, Position, Positions, size, to_block,
+    BLOCK_BYTES, FORMAT_VERSION, FormatError, LogId, NUMBER_MAX, Position, Positions, size,
+    to_block,
 };
 
 const MAGIC: &[u8; 8] = b"FPLOGSEG";
