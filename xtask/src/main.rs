@@ -10,8 +10,12 @@ fn main() -> ExitCode {
     let result = match chore.as_deref() {
         Some("tidy") => tidy::run(&root()),
         _ => {
-            say("cargo xtask tidy    checks what the compiler cannot: the direction of dependencies,");
-            say("                    words that a crate must not know, links in the documentation,");
+            say(
+                "cargo xtask tidy    checks what the compiler cannot: the direction of dependencies,",
+            );
+            say(
+                "                    words that a crate must not know, links in the documentation,",
+            );
             say("                    the length of files");
             return ExitCode::FAILURE;
         }

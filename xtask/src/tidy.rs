@@ -19,9 +19,22 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("store", &["model"]),
     ("store-embedded", &["store", "model"]),
     ("hub", &["store", "record", "model"]),
-    ("gateway", &["hub", "mqtt", "amqp", "record", "store", "model"]),
+    (
+        "gateway",
+        &["hub", "mqtt", "amqp", "record", "store", "model"],
+    ),
     ("client", &["mqtt", "amqp", "model"]),
-    ("server", &["gateway", "hub", "store", "store-embedded", "client", "model"]),
+    (
+        "server",
+        &[
+            "gateway",
+            "hub",
+            "store",
+            "store-embedded",
+            "client",
+            "model",
+        ],
+    ),
 ];
 
 /// Crates that only tests use.
@@ -29,11 +42,38 @@ const TEST_ONLY: &[&str] = &["testkit"];
 
 /// Words that must not stand in a crate's code, and why: knowledge that belongs to another crate.
 const FOREIGN_WORDS: &[(&str, &[&str], &str)] = &[
-    ("hub", &["devices/{", "$iothub/", "StatusCode", "axum", "hyper", "TcpStream"], "wire words belong to gateway"),
-    ("store", &["mqtt", "amqp", "axum"], "storage knows no protocol"),
-    ("store-embedded", &["mqtt", "amqp", "axum"], "storage knows no protocol"),
-    ("mqtt", &["tokio", "iothub", "devicebound"], "the engine is pure and knows no hub"),
-    ("amqp", &["tokio", "iothub", "devicebound"], "the engine is pure and knows no hub"),
+    (
+        "hub",
+        &[
+            "$iothub/",
+            "messages/events",
+            "StatusCode",
+            "axum",
+            "hyper",
+            "TcpStream",
+        ],
+        "wire words belong to gateway",
+    ),
+    (
+        "store",
+        &["mqtt", "amqp", "axum"],
+        "storage knows no protocol",
+    ),
+    (
+        "store-embedded",
+        &["mqtt", "amqp", "axum"],
+        "storage knows no protocol",
+    ),
+    (
+        "mqtt",
+        &["tokio", "iothub", "devicebound"],
+        "the engine is pure and knows no hub",
+    ),
+    (
+        "amqp",
+        &["tokio", "iothub", "devicebound"],
+        "the engine is pure and knows no hub",
+    ),
 ];
 
 /// A file of code longer than this probably has two subjects.
@@ -62,18 +102,32 @@ fn dependency_directions(root: &Path, findings: &mut Vec<String>) -> Result<()> 
     let metadata: serde_json::Value =
         serde_json::from_slice(&output.stdout).context("read cargo metadata")?;
     let allowed: BTreeMap<_, _> = ARROWS.iter().copied().collect();
-    for package in metadata["packages"].as_array().context("packages")? {
-        let Some(name) = ours(&package["name"]) else { continue };
+    for package in metadata
+        .get("packages")
+        .and_then(serde_json::Value::as_array)
+        .context("packages")?
+    {
+        let Some(name) = ours(&package["name"]) else {
+            continue;
+        };
         if TEST_ONLY.contains(&name) {
             continue;
         }
         let Some(may_use) = allowed.get(name) else {
-            findings.push(format!("the crate {name} has no line in the table of arrows"));
+            findings.push(format!(
+                "the crate {name} has no line in the table of arrows"
+            ));
             continue;
         };
-        for dependency in package["dependencies"].as_array().context("dependencies")? {
-            let Some(used) = ours(&dependency["name"]) else { continue };
-            if dependency["kind"] != "dev" && !may_use.contains(&used) {
+        for dependency in package
+            .get("dependencies")
+            .and_then(serde_json::Value::as_array)
+            .context("dependencies")?
+        {
+            let Some(used) = ours(dependency) else {
+                continue;
+            };
+            if dependency.get("kind").is_none_or(|kind| kind != "dev") && !may_use.contains(&used) {
                 findings.push(format!("{name} must not depend on {used}"));
             }
         }
@@ -81,9 +135,9 @@ fn dependency_directions(root: &Path, findings: &mut Vec<String>) -> Result<()> 
     Ok(())
 }
 
-/// The short name of one of our crates.
-fn ours(name: &serde_json::Value) -> Option<&str> {
-    name.as_str()?.strip_prefix("fieldpost-")
+/// The short name of a package or dependency, if it is one of our crates.
+fn ours(entry: &serde_json::Value) -> Option<&str> {
+    entry.get("name")?.as_str()?.strip_prefix("fieldpost-")
 }
 
 fn foreign_words(root: &Path, findings: &mut Vec<String>) -> Result<()> {
@@ -92,11 +146,19 @@ fn foreign_words(root: &Path, findings: &mut Vec<String>) -> Result<()> {
             let text = fs::read_to_string(&file)?;
             for (number, line) in text.lines().enumerate() {
                 let code = line.trim_start();
+                // Tests stand last in a file and may speak of whatever a peer says.
+                if line.starts_with("#[cfg(test)]") {
+                    break;
+                }
                 if code.starts_with("//") {
                     continue;
                 }
                 for word in words.iter().filter(|word| code.contains(**word)) {
-                    findings.push(format!("{}:{}: {word:?}: {why}", file.display(), number + 1));
+                    findings.push(format!(
+                        "{}:{}: {word:?}: {why}",
+                        file.display(),
+                        number + 1
+                    ));
                 }
             }
         }
@@ -106,20 +168,32 @@ fn foreign_words(root: &Path, findings: &mut Vec<String>) -> Result<()> {
 
 fn document_links(root: &Path, findings: &mut Vec<String>) -> Result<()> {
     let mut documents = files(&root.join("docs"), "md")?;
-    for name in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"] {
+    for name in [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+    ] {
         documents.push(root.join(name));
     }
     for document in documents {
         let text = fs::read_to_string(&document)
             .with_context(|| format!("read {}", document.display()))?;
-        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+        for target in text
+            .split("](")
+            .skip(1)
+            .filter_map(|rest| rest.split(')').next())
+        {
             let path = target.split('#').next().unwrap_or_default();
             if path.is_empty() || path.contains("://") || path.contains(' ') {
                 continue;
             }
             let folder = document.parent().unwrap_or(root);
             if !folder.join(path).exists() {
-                findings.push(format!("{}: the link to {path} leads nowhere", document.display()));
+                findings.push(format!(
+                    "{}: the link to {path} leads nowhere",
+                    document.display()
+                ));
             }
         }
     }
@@ -130,7 +204,10 @@ fn long_files(root: &Path, findings: &mut Vec<String>) -> Result<()> {
     for file in files(&root.join("crates"), "rs")? {
         let lines = fs::read_to_string(&file)?.lines().count();
         if lines > LINES_MAX {
-            findings.push(format!("{}: {lines} lines; has it two subjects?", file.display()));
+            findings.push(format!(
+                "{}: {lines} lines; has it two subjects?",
+                file.display()
+            ));
         }
     }
     Ok(())
@@ -141,8 +218,8 @@ fn files(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut folders = vec![folder.to_path_buf()];
     while let Some(folder) = folders.pop() {
-        let entries = fs::read_dir(&folder)
-            .with_context(|| format!("list {}", folder.display()))?;
+        let entries =
+            fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))?;
         for entry in entries {
             let path = entry?.path();
             if path.is_dir() {

@@ -60,6 +60,8 @@ pub struct Limits {
     pub sessions: usize,
     /// Links, over all sessions.
     pub links: usize,
+    /// Bytes of output from which on no more input is taken, until the peer is authenticated.
+    pub output_bytes_unauthenticated: usize,
     /// Bytes of output from which on no more input is taken: a peer that does not read cannot
     /// make us queue answers.
     pub output_bytes: usize,
@@ -73,6 +75,7 @@ impl Default for Limits {
             links_unauthenticated: 8,
             sessions: 2_048,
             links: 8_192,
+            output_bytes_unauthenticated: 16 * 1024,
             output_bytes: 256 * 1024,
         }
     }

@@ -116,6 +116,12 @@ impl Session {
                 rest: pieces.copy_rest(),
             }));
         }
+        let link = self.attached_link(id)?;
+        if link.drain && link.credit == 0 {
+            // The credit is used up as the peer wanted; it waits to be told.
+            self.write_flow(Some(id), shared);
+            self.attached_link(id)?.drain = false;
+        }
         Ok(delivery_id)
     }
 
@@ -154,7 +160,7 @@ impl Session {
             state,
             batchable: false,
         };
-        shared.frame(self.id.channel, |e| disposition.encode(e));
+        disposition.write(self.id.channel, shared);
         Ok(())
     }
 
@@ -209,6 +215,19 @@ impl TransferHead {
         }
         pieces.write(room, output);
         frame::finish(output, start);
+    }
+}
+
+impl Disposition {
+    /// Writes the frame, with less of an error where the peer's limit leaves no room for all.
+    pub(crate) fn write(mut self, channel: u16, shared: &mut Shared) {
+        if shared.frame_that_fits(channel, |e| self.encode(e)) {
+            return;
+        }
+        if let Some(DeliveryState::Rejected(Some(error))) = &self.state {
+            self.state = Some(DeliveryState::rejected(error.shortened()));
+        }
+        shared.frame(channel, |e| self.encode(e));
     }
 }
 

@@ -90,6 +90,21 @@ impl Error {
         self
     }
 
+    /// The error without what makes it long, for a peer whose frames are short.
+    pub(crate) fn shortened(&self) -> Self {
+        /// With the condition, this leaves room in the 512 bytes that every peer accepts.
+        const TEXT_BYTES_MAX: usize = 128;
+        let short = |text: &str| {
+            let end = text.floor_char_boundary(TEXT_BYTES_MAX);
+            text.get(..end).unwrap_or_default().to_owned()
+        };
+        Self {
+            condition: Symbol::from(short(self.condition.as_str())),
+            description: self.description.as_deref().map(short),
+            info: Map::new(),
+        }
+    }
+
     /// Writes all three fields: some peers index them by position.
     pub fn encode(&self, e: &mut Encoder<'_>) {
         e.described(Self::CODE, |e| {
@@ -217,6 +232,9 @@ pub enum Misuse {
     /// No such delivery is unsettled.
     #[error("no such delivery is unsettled")]
     UnknownDelivery,
+    /// What there is to write is larger than the frames that the peer accepts.
+    #[error("the peer's frame limit leaves no room for this")]
+    FrameTooSmall,
 }
 
 /// Why a message was not sent. Nothing was written.

@@ -9,19 +9,22 @@ use crate::error::Error;
 use crate::performative::{Attach, DeliveryState, DeliveryTag, Open};
 use crate::sasl::SaslInit;
 
-/// Names a session of one connection. Never used twice, also when the channel is.
+/// Names a session of one connection. Never used twice, also when the channel is; a later session
+/// compares as greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId {
-    pub(crate) channel: u16,
+    // The order of the fields is what makes the later one greater.
     pub(crate) serial: u32,
+    pub(crate) channel: u16,
 }
 
-/// Names a link of one connection. Never used twice, also when the handle is.
+/// Names a link of one connection. Never used twice, also when the handle is; a later link
+/// compares as greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LinkId {
+    pub(crate) serial: u32,
     pub(crate) session: SessionId,
     pub(crate) handle: u32,
-    pub(crate) serial: u32,
 }
 
 impl LinkId {

@@ -16,9 +16,10 @@ use crate::value::{Map, Symbol};
 /// How an attach is answered. The default echoes what came.
 #[derive(Clone, Debug)]
 pub struct LinkReply {
-    /// The source to answer with; nothing echoes the one that came.
+    /// The source to answer with; nothing echoes the one that came. An empty one stands for one
+    /// that did not come: some clients take null for a refusal.
     pub source: Option<Source>,
-    /// The target to answer with; nothing echoes the one that came.
+    /// The target to answer with; nothing echoes the one that came, as for the source.
     pub target: Option<Target>,
     /// The mode to answer with; nothing echoes the one that came.
     pub snd_settle_mode: Option<SndSettleMode>,
@@ -245,13 +246,14 @@ impl Link {
         **name == *attach.name && self.role == attach.role.opposite()
     }
 
-    /// Answers an attach; `reply` is nothing when the link is refused.
+    /// Answers an attach; `reply` is nothing when the link is refused, which always fits. False
+    /// when nothing was written, because the peer takes no frame of that size.
     pub(crate) fn write_attach(
         &self,
         asked: &Attach,
         reply: Option<LinkReply>,
         shared: &mut Shared,
-    ) {
+    ) -> bool {
         let refused = reply.is_none();
         let reply = reply.unwrap_or_default();
         let attach = Attach {
@@ -262,12 +264,12 @@ impl Link {
             rcv_settle_mode: reply.rcv_settle_mode.unwrap_or(asked.rcv_settle_mode),
             source: match reply.source {
                 _ if refused => None,
-                None => asked.source.clone(),
+                None => asked.source.clone().or_else(|| Some(Source::default())),
                 some => some,
             },
             target: match reply.target {
                 _ if refused => None,
-                None => asked.target.clone(),
+                None => asked.target.clone().or_else(|| Some(Target::default())),
                 some => some,
             },
             unsettled: None,
@@ -278,7 +280,7 @@ impl Link {
             desired_capabilities: Vec::new(),
             properties: Some(reply.properties).filter(|map| !map.is_empty()),
         };
-        shared.frame(self.id.session.channel, |e| attach.encode(e));
+        shared.frame_that_fits(self.id.session.channel, |e| attach.encode(e))
     }
 
     /// Writes a detach, after the attach that must come before it.
@@ -286,12 +288,16 @@ impl Link {
         if let LinkState::Asked(asked) = &self.state {
             self.write_attach(asked, None, shared);
         }
-        let detach = Detach {
-            handle: self.id.handle,
-            closed,
-            error,
-        };
-        shared.frame(self.id.session.channel, |e| detach.encode(e));
+        let (handle, channel) = (self.id.handle, self.id.session.channel);
+        shared.error_frame(channel, error.as_ref(), |e, error| {
+            let error = error.cloned();
+            let detach = Detach {
+                handle,
+                closed,
+                error,
+            };
+            detach.encode(e);
+        });
     }
 
     /// Enters the state of a link that we detached and forgets what it held.

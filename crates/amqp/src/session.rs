@@ -19,6 +19,9 @@ const INITIAL_OUTGOING_ID: u32 = 1;
 /// How many links beyond the limit may be waiting for the peer to confirm their refusal.
 const REFUSALS_MAX: usize = 8;
 
+/// What a frame that refuses a link takes besides the link's name, generously.
+const REFUSAL_BYTES: usize = 128;
+
 pub(crate) struct Session {
     pub(crate) id: SessionId,
     pub(crate) remote_channel: Option<u16>,
@@ -102,7 +105,10 @@ impl Session {
 
     /// Ends the session; the peer's answer is awaited.
     pub(crate) fn end(&mut self, error: Option<Error>, announced: bool, shared: &mut Shared) {
-        shared.frame(self.id.channel, |e| End { error }.encode(e));
+        shared.error_frame(self.id.channel, error.as_ref(), |e, error| {
+            let error = error.cloned();
+            End { error }.encode(e);
+        });
         self.clear(shared);
         self.state = SessionState::Ending { announced };
     }
@@ -175,8 +181,11 @@ impl Session {
         }
         let id = link.id;
         attach.handle = id.handle;
+        if !shared.frame_that_fits(self.id.channel, |e| attach.encode(e)) {
+            self.take_link(id, shared);
+            return Err(Misuse::FrameTooSmall);
+        }
         self.asked += 1;
-        shared.frame(self.id.channel, |e| attach.encode(e));
         Ok(id)
     }
 
@@ -198,7 +207,14 @@ impl Session {
         if link.role == Role::Receiver {
             link.max_message_size = reply.max_message_size;
         }
-        link.write_attach(&asked, Some(reply), shared);
+        if !link.write_attach(&asked, Some(reply), shared) {
+            let error = Error::new(
+                condition::FRAME_SIZE_TOO_SMALL,
+                "the answer to the attach does not fit the peer's max-frame-size",
+            );
+            self.detach(id, Some(error), true, shared)?;
+            return Err(Misuse::FrameTooSmall);
+        }
         link.state = LinkState::Attached;
         // Credit may have come before the answer.
         if link.role == Role::Sender {
@@ -285,7 +301,7 @@ impl Session {
             state: Some(state),
             batchable: false,
         };
-        shared.frame(self.id.channel, |e| disposition.encode(e));
+        disposition.write(self.id.channel, shared);
         Ok(())
     }
 
@@ -310,6 +326,12 @@ impl Session {
         }
         if self.answer_to_ours(&attach, shared) {
             return Ok(());
+        }
+        if attach.name.len() + REFUSAL_BYTES > shared.peer_frame_size {
+            return Err(session_error(
+                condition::FRAME_SIZE_TOO_SMALL,
+                "the link's name does not fit the peer's max-frame-size",
+            ));
         }
         if shared.links >= shared.links_max() + REFUSALS_MAX {
             return Err(session_error(
@@ -382,13 +404,9 @@ impl Session {
     ) -> Result<(), Violation> {
         let id = self.by_remote(detach.handle)?;
         self.handles.remove(&detach.handle);
-        let Some(mut link) = self.links.get_mut(index(id.handle)).and_then(Option::take) else {
+        let Some(mut link) = self.take_link(id, shared) else {
             return Ok(());
         };
-        while matches!(self.links.last(), Some(None)) {
-            self.links.pop();
-        }
-        shared.links = shared.links.saturating_sub(1);
         link.drop_assembly(shared);
         self.forget_deliveries(id);
         let announced = match link.state {
@@ -590,8 +608,17 @@ impl Session {
         Some(slot.insert(Box::new(link)))
     }
 
+    fn take_link(&mut self, id: LinkId, shared: &mut Shared) -> Option<Box<Link>> {
+        let link = self.links.get_mut(index(id.handle))?.take()?;
+        while matches!(self.links.last(), Some(None)) {
+            self.links.pop();
+        }
+        shared.links = shared.links.saturating_sub(1);
+        Some(link)
+    }
+
     /// Writes the session's state, and a link's. That opens the session's window again.
-    fn write_flow(&mut self, id: Option<LinkId>, shared: &mut Shared) {
+    pub(crate) fn write_flow(&mut self, id: Option<LinkId>, shared: &mut Shared) {
         self.incoming_window = shared.config.incoming_window;
         let mut flow = Flow {
             next_incoming_id: self.remote_channel.map(|_| self.next_incoming_id),

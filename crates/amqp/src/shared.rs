@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::BytesMut;
 
 use crate::config::Config;
+use crate::error::Error;
 use crate::event::Event;
 use crate::frame::{FrameType, put_frame};
 use crate::value::Encoder;
@@ -25,8 +26,38 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// Writes a frame that is small by its nature.
     pub(crate) fn frame(&mut self, channel: u16, body: impl FnOnce(&mut Encoder<'_>)) {
         put_frame(&mut self.output, FrameType::Amqp, channel, body);
+    }
+
+    /// Writes a frame unless it is larger than what the peer accepts; false if it is.
+    pub(crate) fn frame_that_fits(
+        &mut self,
+        channel: u16,
+        body: impl FnOnce(&mut Encoder<'_>),
+    ) -> bool {
+        let start = self.output.len();
+        self.frame(channel, body);
+        let fits = self.output.len() - start <= self.peer_frame_size;
+        if !fits {
+            self.output.truncate(start);
+        }
+        fits
+    }
+
+    /// Writes a frame that tells an error, with less of the error where the peer's limit leaves no
+    /// room for all.
+    pub(crate) fn error_frame(
+        &mut self,
+        channel: u16,
+        error: Option<&Error>,
+        body: impl Fn(&mut Encoder<'_>, Option<&Error>),
+    ) {
+        if !self.frame_that_fits(channel, |e| body(e, error)) {
+            let short = error.map(Error::shortened);
+            self.frame(channel, |e| body(e, short.as_ref()));
+        }
     }
 
     pub(crate) fn emit(&mut self, event: Event) {
@@ -68,6 +99,12 @@ impl Shared {
     }
 
     pub(crate) fn output_full(&self) -> bool {
-        self.output.len() >= self.config.limits.output_bytes
+        let limits = &self.config.limits;
+        let limit = if self.authenticated {
+            limits.output_bytes
+        } else {
+            limits.output_bytes_unauthenticated.min(limits.output_bytes)
+        };
+        self.output.len() >= limit
     }
 }

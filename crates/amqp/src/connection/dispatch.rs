@@ -117,6 +117,10 @@ impl Connection {
             .and_then(|ours| self.sessions.get_mut(usize::from(*ours)))
             .and_then(Option::as_deref_mut);
         let Some(session) = session else {
+            if code == Detach::CODE {
+                // The Python Event Hubs client detaches links after it has ended their session.
+                return Ok(Ok(()));
+            }
             return Ok(Err(Violation::Connection(Error::new(
                 condition::FRAMING_ERROR,
                 "no session has this channel",

@@ -397,7 +397,10 @@ impl Connection {
     }
 
     fn write_close(&mut self, error: Option<Error>) {
-        self.shared.frame(0, |e| Close { error }.encode(e));
+        self.shared.error_frame(0, error.as_ref(), |e, error| {
+            let error = error.cloned();
+            Close { error }.encode(e);
+        });
     }
 
     fn forget_sessions(&mut self) {

@@ -45,7 +45,8 @@ impl Connection {
     /// follows, also when the peer refuses.
     ///
     /// # Errors
-    /// [`Misuse`] when the session is gone or has not begun, or there are too many links.
+    /// [`Misuse`] when the session is gone or has not begun, there are too many links, or the
+    /// peer's frames are too small for what is asked.
     pub fn attach(&mut self, session: SessionId, attach: Attach) -> Result<LinkId, Misuse> {
         let (session, shared) = self.begun(session)?;
         session.attach(attach, shared)
@@ -55,7 +56,8 @@ impl Connection {
     /// some servers refuse, follow with [`detach`](Self::detach).
     ///
     /// # Errors
-    /// [`Misuse`] when the link is gone or was answered before.
+    /// [`Misuse`] when the link is gone or was answered before, or when the peer's frames are too
+    /// small for the answer. The link is refused then, and no further event comes for it.
     pub fn accept_link(&mut self, link: LinkId, reply: LinkReply) -> Result<(), Misuse> {
         let (session, shared) = self.begun(link.session)?;
         session.accept_link(link, reply, shared)
@@ -175,7 +177,8 @@ impl Connection {
     }
 
     /// Answers [`Event::Drain`](crate::Event::Drain) once everything that there was is sent: the
-    /// rest of the credit is used up and the peer is told.
+    /// rest of the credit is used up and the peer is told. Where messages use all of it up, that
+    /// happens by itself.
     ///
     /// # Errors
     /// [`Misuse`] when the link is gone or no drain is asked for any longer.

@@ -22,8 +22,9 @@ pub(crate) use write::{length32, overwrite};
 pub const DEPTH_MAX: u8 = 32;
 
 /// How many values one owned [`Value`] may hold in all. An owned value takes up to 32 times the
-/// bytes it had on the wire, so this bounds what one frame can make us allocate.
-pub const OWNED_VALUES_MAX: u32 = 16_384;
+/// bytes it had on the wire, so this bounds what one frame can make us allocate. No peer has more
+/// than some dozens of properties, filters or capabilities to tell.
+pub const OWNED_VALUES_MAX: u32 = 1_024;
 
 /// An AMQP symbol: a name from a constrained domain. Compares with `str`.
 #[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
