@@ -424,6 +424,31 @@ fn draining() {
     assert_eq!(pair.server.engine.sendable(theirs), 1);
 }
 
+/// Credit that messages use up entirely is drained as well, and the peer waits to be told.
+#[test]
+fn draining_by_sending_alone() {
+    let mut pair = pair();
+    let (ours, theirs) = downward(&mut pair, receiver("down"), 2);
+    pair.client.engine.drain(ours).unwrap();
+    pair.run();
+    assert_eq!(pair.server.take(), [Event::Drain(theirs)]);
+    for payload in [b"1", b"2"] {
+        pair.server
+            .engine
+            .send(theirs, &unsettled(b"", &[payload]))
+            .unwrap();
+    }
+    assert_eq!(
+        pair.server.engine.drained(theirs),
+        Err(Misuse::WrongState),
+        "it is told already"
+    );
+    pair.run();
+    let events = pair.client.take();
+    assert_eq!(events.last(), Some(&Event::Drained(ours)));
+    assert_eq!(messages(events[..2].to_vec()).len(), 2);
+}
+
 /// Feeds the server a flow that the client's engine would not send.
 fn feed_flow(pair: &mut Pair, flow: &Flow) {
     let mut bytes = BytesMut::new();

@@ -316,6 +316,24 @@ fn violations_that_end_the_connection() {
     check(frame(0, |e| far.encode(e)), condition::FRAMING_ERROR);
 }
 
+/// azure-eventhub for Python ends its management session first and detaches the links after that:
+/// its every connection for a question about the hub ended in an error.
+#[test]
+fn links_detached_after_their_session_was_ended() {
+    let mut server = attached();
+    let input = [
+        frame(0, |e| End::default().encode(e)),
+        frame(0, |e| Detach::default().encode(e)),
+        frame(0, |e| Close::default().encode(e)),
+    ]
+    .concat();
+    assert_eq!(server.feed(&input, NOW), Ok(input.len()));
+    assert!(matches!(
+        std::iter::from_fn(|| server.next_event()).collect::<Vec<_>>()[..],
+        [Event::SessionEnded { .. }, Event::Closed(None)]
+    ));
+}
+
 #[test]
 fn violations_that_end_the_session() {
     let check = |input: Vec<u8>, expected: &str| check_ends(attached(), &input, expected);
@@ -474,6 +492,24 @@ fn answers_do_not_pile_up() {
     server.output().clear();
     assert!(server.wants_input());
     assert!(server.feed(&flood, NOW).unwrap() > 0);
+}
+
+/// Somebody who has proved nothing is worth less memory.
+#[test]
+fn before_authentication_few_answers_wait() {
+    let echo = Flow {
+        echo: true,
+        ..Flow::default()
+    };
+    let flood = frame(0, |e| echo.encode(e)).repeat(10_000);
+    let mut server = begun();
+    server.feed(&flood, NOW).unwrap();
+    let limits = Limits::default();
+    let few = limits.output_bytes_unauthenticated;
+    assert!((few..few + 100).contains(&server.output_len()));
+    server.set_authenticated(true);
+    server.feed(&flood, NOW).unwrap();
+    assert!((limits.output_bytes..limits.output_bytes + 100).contains(&server.output_len()));
 }
 
 #[test]

@@ -70,6 +70,46 @@ fn a_link_is_echoed_with_its_filter() {
     );
 }
 
+/// js-iot gives no target where it receives; a null in the answer would look like a refusal to
+/// others.
+#[test]
+fn an_absent_end_is_answered_with_an_empty_one() {
+    let mut pair = pair();
+    let (session, _) = pair.begin();
+    let attach = Attach {
+        target: None,
+        ..receiver("r")
+    };
+    pair.client.engine.attach(session, attach).unwrap();
+    pair.run();
+    let asked = pair.asked();
+    let reply = LinkReply::default();
+    pair.server.engine.accept_link(asked, reply).unwrap();
+    pair.run();
+    match &pair.client.take()[..] {
+        [Event::Attached { attach, .. }] => {
+            assert_eq!(attach.source, receiver("r").source);
+            assert_eq!(attach.target, Some(Target::default()));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Of two links, the later one is the greater, also where it has the handle of one that is gone.
+#[test]
+fn later_links_are_greater() {
+    let mut pair = pair();
+    let (session, _) = pair.begin();
+    let (first, _) = pair.attach(session, receiver("1"));
+    let (_, second) = pair.attach(session, receiver("2"));
+    pair.client.engine.detach(first, None).unwrap();
+    pair.run();
+    pair.client.take();
+    pair.server.take();
+    let (_, third) = pair.attach(session, receiver("3"));
+    assert!(third > second);
+}
+
 #[test]
 fn a_refusal_carries_condition_and_info() {
     let mut pair = pair();

@@ -5,4 +5,5 @@ mod deliveries;
 mod handshake;
 mod hostile;
 mod links;
+mod small_frames;
 mod support;
