@@ -1,6 +1,8 @@
 //! A reader of the built-in endpoint over AMQP: tokens by CBS, properties by `$management`, events
 //! by receiver links, as the Event Hubs SDKs do it.
 
+#[cfg(test)]
+mod tests;
 mod wire;
 
 use std::collections::{HashMap, VecDeque};
@@ -95,12 +97,19 @@ pub struct Reader {
     cbs: Option<LinkId>,
     management: Option<LinkId>,
     renew_at: Duration,
-    requests: u64,
+    /// Numbers requests and links.
+    last_number: u64,
+    /// The request whose answer is waited for, and the answer once it came.
+    awaited: Option<u64>,
+    answer: Option<wire::Reply>,
+    /// The newest renewal of the token, which nobody waits for.
+    renewal: Option<u64>,
     /// Partitions by the link that brings their events.
     partitions: HashMap<LinkId, String>,
     attached: Vec<LinkId>,
-    replies: VecDeque<wire::Reply>,
     events: VecDeque<Event>,
+    /// Why the connection ended, to be told when all events are handed out.
+    end: Option<ReadError>,
 }
 
 /// Why reading ended.
@@ -143,11 +152,14 @@ impl Reader {
             cbs: None,
             management: None,
             renew_at: TOKEN_RENEWAL,
-            requests: 0,
+            last_number: 0,
+            awaited: None,
+            answer: None,
+            renewal: None,
             partitions: HashMap::new(),
             attached: Vec::new(),
-            replies: VecDeque::new(),
             events: VecDeque::new(),
+            end: None,
         };
         reader.open().await.map_err(|error| match error {
             ReadError::Ended(source) => ConnectError::Network { host, source },
@@ -201,13 +213,20 @@ impl Reader {
     /// May be dropped at an await; nothing is lost then.
     ///
     /// # Errors
-    /// When the connection or one of the links ended.
+    /// When the connection or one of the links ended, and every event that came before that was
+    /// given out.
     pub async fn next(&mut self) -> Result<Event, ReadError> {
         loop {
             if let Some(event) = self.events.pop_front() {
                 return Ok(event);
             }
-            self.exchange().await?;
+            if let Some(end) = self.end.take() {
+                return Err(end);
+            }
+            match self.exchange().await {
+                Err(end) if !self.events.is_empty() => self.end = Some(end),
+                exchanged => exchanged?,
+            }
         }
     }
 
@@ -227,12 +246,13 @@ impl Reader {
         }
         let requests = self.request_links("$cbs").await?;
         self.cbs = Some(requests);
-        self.put_token(requests)?;
-        let reply = self.reply().await?;
+        let number = self.put_token(requests)?;
+        let reply = self.reply(number).await?;
         reply.succeeded().map_err(ReadError::Refused)
     }
 
-    fn put_token(&mut self, requests: LinkId) -> Result<(), ReadError> {
+    /// Sends a token for the next hour and gives the request's number.
+    fn put_token(&mut self, requests: LinkId) -> Result<u64, ReadError> {
         let string = &self.options.connection_string;
         let resource = format!("sb://{}/{}", string.host_name, self.entity());
         let now = self.options.now.saturating_add(self.started.elapsed());
@@ -243,9 +263,10 @@ impl Reader {
             string.policy.as_deref(),
             now.saturating_add(TOKEN_LIFE),
         );
-        self.requests += 1;
-        let request = wire::put_token(self.requests, &resource, &token);
-        self.request(requests, &request)
+        let number = self.number();
+        let request = wire::put_token(number, &resource, &token);
+        self.request(requests, number, &request)?;
+        Ok(number)
     }
 
     async fn read_properties(
@@ -261,16 +282,26 @@ impl Reader {
                 requests
             }
         };
-        self.requests += 1;
-        let request = wire::read_properties(self.requests, kind, &self.entity(), partition);
-        self.request(requests, &request)?;
-        let reply = self.reply().await?;
+        let number = self.number();
+        let request = wire::read_properties(number, kind, &self.entity(), partition);
+        self.request(requests, number, &request)?;
+        let reply = self.reply(number).await?;
         reply.succeeded().map_err(ReadError::Refused)?;
         Ok(reply)
     }
 
-    fn request(&mut self, requests: LinkId, request: &BytesMut) -> Result<(), ReadError> {
-        let tag = self.requests.to_be_bytes();
+    fn number(&mut self) -> u64 {
+        self.last_number += 1;
+        self.last_number
+    }
+
+    fn request(
+        &mut self,
+        requests: LinkId,
+        number: u64,
+        request: &BytesMut,
+    ) -> Result<(), ReadError> {
+        let tag = number.to_be_bytes();
         let delivery = Delivery {
             tag: &tag,
             settled: true,
@@ -281,13 +312,13 @@ impl Reader {
         Ok(())
     }
 
-    /// The answer to the newest request.
-    async fn reply(&mut self) -> Result<wire::Reply, ReadError> {
+    /// The answer to a request. One that somebody gave up waiting for is passed over.
+    async fn reply(&mut self, number: u64) -> Result<wire::Reply, ReadError> {
+        self.awaited = Some(number);
+        self.answer = None;
         loop {
-            while let Some(reply) = self.replies.pop_front() {
-                if reply.answers(self.requests) {
-                    return Ok(reply);
-                }
+            if let Some(reply) = self.answer.take() {
+                return Ok(reply);
             }
             self.exchange().await?;
         }
@@ -325,9 +356,9 @@ impl Reader {
     ) -> Result<LinkId, ReadError> {
         let filter = selector.map(|(name, value)| Map(vec![(Value::Symbol(name), value)]));
         let address = Some(address.to_owned());
-        self.requests += 1;
+        let name = format!("receiver-{}", self.number());
         self.attach(Attach {
-            name: format!("receiver-{}", self.requests),
+            name,
             role: Role::Receiver,
             source: Some(Source {
                 address: address.clone(),
@@ -361,7 +392,7 @@ impl Reader {
     /// happened.
     async fn exchange(&mut self) -> Result<(), ReadError> {
         self.renew_token()?;
-        if self.link.input.is_empty() {
+        if self.link.input.is_empty() || self.engine.output_full() {
             let wake = self
                 .engine
                 .deadline()
@@ -375,11 +406,12 @@ impl Reader {
         }
         let now = self.started.elapsed();
         self.engine.tick(now).map_err(protocol)?;
-        let taken = self.engine.feed(&self.link.input, now).map_err(protocol)?;
-        self.link.input.advance(taken);
+        let fed = self.engine.feed(&self.link.input, now);
+        // What came before the engine gave up counts.
         while let Some(event) = self.engine.next_event() {
             self.take_in(event)?;
         }
+        self.link.input.advance(fed.map_err(protocol)?);
         Ok(())
     }
 
@@ -389,21 +421,32 @@ impl Reader {
             return Ok(());
         };
         self.renew_at = now + TOKEN_RENEWAL;
-        self.put_token(requests)
+        self.renewal = Some(self.put_token(requests)?);
+        Ok(())
     }
 
     fn take_in(&mut self, event: EngineEvent) -> Result<(), ReadError> {
         match event {
             EngineEvent::SessionBegun(session) => self.session = Some(session),
-            EngineEvent::Attached { link, .. } => self.attached.push(link),
+            EngineEvent::Attached { link, attach } => {
+                // Null instead of the hub's end refuses the link; the detach that follows says why.
+                let accepted = match attach.role {
+                    Role::Sender => attach.source.is_some(),
+                    Role::Receiver => attach.target.is_some(),
+                };
+                if accepted {
+                    self.attached.push(link);
+                }
+            }
             EngineEvent::Message(message) => match self.partitions.get(&message.link) {
                 Some(partition) => {
                     let event = wire::event(partition, &message.payload).map_err(protocol)?;
                     self.events.push_back(event);
                 }
-                None => self
-                    .replies
-                    .push_back(wire::Reply::parse(&message.payload).map_err(protocol)?),
+                None => {
+                    let reply = wire::Reply::parse(&message.payload).map_err(protocol)?;
+                    self.take_reply(reply)?;
+                }
             },
             EngineEvent::Detached { error, .. }
             | EngineEvent::SessionEnded { error, .. }
@@ -419,6 +462,15 @@ impl Reader {
             }
             // Credit and windows are asked of the engine where they matter; the rest concerns servers.
             _ => {}
+        }
+        Ok(())
+    }
+
+    fn take_reply(&mut self, reply: wire::Reply) -> Result<(), ReadError> {
+        if self.awaited.is_some_and(|number| reply.answers(number)) {
+            self.answer = Some(reply);
+        } else if self.renewal.is_some_and(|number| reply.answers(number)) {
+            reply.succeeded().map_err(ReadError::Refused)?;
         }
         Ok(())
     }

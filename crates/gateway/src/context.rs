@@ -28,6 +28,9 @@ pub struct ConnectionContext {
     pub local: SocketAddr,
     /// What the protocol's bytes travel over.
     pub over: Transport,
+    /// The client showed a certificate when TLS began, and proved that it has the key. Nothing else
+    /// is known of it.
+    pub client_certificate: bool,
     /// The gateway's limits.
     pub limits: Arc<GatewayLimits>,
     /// Turns true when the gateway is being drained.
@@ -93,6 +96,7 @@ impl ConnectionContext {
             peer: address,
             local: address,
             over,
+            client_certificate: false,
             limits,
             drain,
             incomplete,
@@ -149,6 +153,7 @@ impl Shared {
             peer,
             local,
             over,
+            client_certificate: false,
             limits: Arc::clone(&self.limits),
             drain: self.drain.clone(),
             incomplete: self.incomplete.share(),

@@ -88,7 +88,8 @@ pub fn amqp_receiver(attach: &Attach) -> Option<(StartPosition, Option<i64>)> {
     Some((request.start, request.owner_level))
 }
 
-/// Reads a message as a request to `$cbs` and as one to `$management`, and writes what answers each.
+/// Reads a message as a request to `$cbs` and as one to `$management`, and writes what answers
+/// each.
 #[must_use]
 pub fn amqp_answers(request: &Message<'_>) -> [BytesMut; 2] {
     let (correlation_id, _) = cbs::correlation(request);

@@ -28,23 +28,11 @@ pub(crate) enum Input<R> {
     End,
 }
 
-/// Reads what is there, at most [`SCRATCH_BYTES`], into a buffer of the thread and shows it to
-/// `consume`.
+/// Reads what is there, at most `bytes_max` and [`SCRATCH_BYTES`], into a buffer of the thread and
+/// shows it to `consume`. Peers that are not trusted yet get a low bound.
 ///
 /// An idle connection therefore holds no read buffer: the scratch is borrowed for the poll alone,
 /// and whatever is not a whole packet is the protocol engine's to keep.
-pub(crate) fn poll_read_scratch<S, R>(
-    stream: &mut S,
-    cx: &mut Context<'_>,
-    consume: impl FnOnce(&[u8]) -> R,
-) -> Poll<io::Result<Input<R>>>
-where
-    S: AsyncRead + Unpin,
-{
-    poll_read_scratch_up_to(stream, cx, SCRATCH_BYTES, consume)
-}
-
-/// The same with a lower bound on what is read, for peers that are not trusted with more yet.
 pub(crate) fn poll_read_scratch_up_to<S, R>(
     stream: &mut S,
     cx: &mut Context<'_>,
@@ -257,7 +245,8 @@ mod tests {
         drop(far);
         let mut lengths = Vec::new();
         loop {
-            let input = poll_fn(|cx| poll_read_scratch(&mut near, cx, <[u8]>::len)).await;
+            let input =
+                poll_fn(|cx| poll_read_scratch_up_to(&mut near, cx, usize::MAX, <[u8]>::len)).await;
             match input.unwrap() {
                 Input::Bytes(length) => lengths.push(length),
                 Input::End => break,

@@ -308,6 +308,7 @@ fn decode(value: &[u8], fixed: u16) -> Result<HubSettings, ApplyError> {
         .filter(|stored: &StoredSettings| stored.v == FORM_VERSION)
         .ok_or_else(|| StoreError::Damaged {
             what: "hub settings: not of a known form".into(),
+            resume: None,
         })?;
     let settings = HubSettings {
         retention_days: stored.retention_days,

@@ -70,6 +70,7 @@ impl Subscriptions {
             .filter(|stored: &StoredSession| stored.v == FORM_VERSION)
             .ok_or_else(|| StoreError::Damaged {
                 what: format!("session of {}: not of a known form", principal.identity).into(),
+                resume: None,
             })?;
         Ok((stored.generation == *principal.generation_id).then_some(stored.features))
     }

@@ -12,8 +12,8 @@ const KEPT_BYTES_MIN: usize = 32;
 
 /// Yields whole packets out of a stream that arrives in pieces.
 ///
-/// A packet that lies wholly within one piece is borrowed from it. Only a packet cut by the end of a
-/// piece is kept, and what is kept is never more than that one packet: memory follows the bytes
+/// A packet that lies wholly within one piece is borrowed from it. Only a packet cut by the end of
+/// a piece is kept, and what is kept is never more than that one packet: memory follows the bytes
 /// that have arrived, not the length that was announced.
 #[derive(Debug)]
 pub struct Assembler {
@@ -83,8 +83,8 @@ impl Assembler {
         if self.handed_out { 0 } else { self.kept.len() }
     }
 
-    /// The next whole packet, taking its bytes from the front of `input`; `None` once `input` is used
-    /// up. Only a call that returns `None` releases the memory of the last packet.
+    /// The next whole packet, taking its bytes from the front of `input`; `None` once `input` is
+    /// used up. Only a call that returns `None` releases the memory of the last packet.
     ///
     /// # Errors
     /// A malformed fixed header, or one that announces too long a packet. The stream has no

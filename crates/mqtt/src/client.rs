@@ -80,8 +80,8 @@ pub enum ClientEvent<'a> {
 ///
 /// The connection remembers the packet ids in flight, not the messages. A caller that keeps its
 /// session over a reconnect asks the old connection for
-/// [`unacknowledged_publishes`](Self::unacknowledged_publishes) and gives the new one those messages, in that
-/// order and before any new one, by [`publish_again`](Self::publish_again).
+/// [`unacknowledged_publishes`](Self::unacknowledged_publishes) and gives the new one those
+/// messages, in that order and before any new one, by [`publish_again`](Self::publish_again).
 #[derive(Debug)]
 pub struct ClientConnection {
     options: ClientOptions,
@@ -236,7 +236,8 @@ impl ClientConnection {
         self.in_flight.len()
     }
 
-    /// Asks for subscriptions, each with the highest QoS wanted. The SUBACK will name the packet id.
+    /// Asks for subscriptions, each with the highest QoS wanted. The SUBACK will name the packet
+    /// id.
     ///
     /// # Errors
     /// The connection is closed, the window is full, or the filters do not fit into a packet.
@@ -273,7 +274,8 @@ impl ClientConnection {
         Ok(())
     }
 
-    /// Leaves in good order: the server drops the will. The connection is closed once the output is written.
+    /// Leaves in good order: the server drops the will. The connection is closed once the output is
+    /// written.
     pub fn disconnect(&mut self) {
         if self.state != State::Closed {
             packet::put_disconnect(self.output.buffer());
@@ -281,8 +283,8 @@ impl ClientConnection {
         }
     }
 
-    /// When [`tick`](Self::tick) is due. Moves with each packet sent, so a caller may let its timer run to
-    /// an earlier deadline, tick, and ask again. `None` when there is nothing to wait for.
+    /// When [`tick`](Self::tick) is due. Moves with each packet sent, so a caller may let its timer
+    /// run to an earlier deadline, tick, and ask again. `None` when there is nothing to wait for.
     #[must_use]
     pub fn deadline(&self) -> Option<Duration> {
         match self.state {
@@ -349,8 +351,8 @@ impl ClientConnection {
         self.output.as_slice().len()
     }
 
-    /// Drops the first `count` bytes of the output, which have been written. The buffer is released when
-    /// it is empty.
+    /// Drops the first `count` bytes of the output, which have been written. The buffer is released
+    /// when it is empty.
     pub fn consume_output(&mut self, count: usize) {
         self.output.consume(count);
     }

@@ -26,7 +26,8 @@ pub struct ServerOptions {
     /// Time from the start of the connection within which CONNECT must have arrived.
     pub connect_timeout: Duration,
     /// Longest silence, whatever keep-alive the client names; also the silence allowed to a client
-    /// that turns its keep-alive off.
+    /// that turns its keep-alive off, and the longest that one packet may be on its way while the
+    /// client counts as alive for it.
     pub silence_max: Duration,
     /// Let topics of PUBLISH and will hold `+` and `#`. The specification forbids them
     /// [MQTT-3.3.2-2], but a client that encodes nothing may put one into a topic; where topics are
@@ -57,7 +58,8 @@ pub enum ServerEvent<'a> {
     Publish {
         /// The message.
         publish: Publish<'a>,
-        /// At QoS 1: to be handed to [`ServerConnection::acknowledge_through`] once the message is safe.
+        /// At QoS 1: to be handed to [`ServerConnection::acknowledge_through`] once the message is
+        /// safe.
         ticket: Option<AckTicket>,
     },
     /// To be answered by [`ServerConnection::suback`], with one code for each filter.
@@ -68,16 +70,18 @@ pub enum ServerEvent<'a> {
     Disconnect,
 }
 
-/// The place of a QoS 1 message among all that this connection has received; later ones are greater.
+/// The place of a QoS 1 message among all that this connection has received; later ones are
+/// greater.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AckTicket(u64);
 
 /// The server's side of one MQTT 3.1.1 connection.
 ///
 /// Call [`next`](Self::next) with what has been read until it returns `None`; act on each event;
-/// write and [`consume_output`](Self::consume_output) what [`output`](Self::output) holds after any call; call
-/// [`tick`](Self::tick) at [`deadline`](Self::deadline). When [`is_closed`](Self::is_closed), write the
-/// output and close the socket: MQTT 3.1.1 has no farewell from a server.
+/// write and [`consume_output`](Self::consume_output) what [`output`](Self::output) holds after any
+/// call; call [`tick`](Self::tick) at [`deadline`](Self::deadline). When
+/// [`is_closed`](Self::is_closed), write the output and close the socket: MQTT 3.1.1 has no
+/// farewell from a server.
 ///
 /// # Bounds
 /// `next` stops after each event and leaves the rest of the input with the caller. A caller
@@ -101,6 +105,8 @@ pub struct ServerConnection {
     unacknowledged: VecDeque<PacketId>,
     /// QoS 1 publishes received; the ticket of the last one.
     tickets: u64,
+    /// Since when a part of a packet has been here without the rest.
+    partial_since: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,16 +138,17 @@ impl ServerConnection {
             output: Output::default(),
             unacknowledged: VecDeque::new(),
             tickets: 0,
+            partial_since: None,
         }
     }
 
     /// The next event, taking the bytes it came from off the front of `input`.
     ///
-    /// Call it until it returns `None`, also when the input is used up: an event may live in memory of
-    /// the connection, which is released only then.
+    /// Call it until it returns `None`, also when the input is used up: an event may live in memory
+    /// of the connection, which is released only then.
     ///
-    /// `None` means that the input is used up, or that a CONNECT is being decided: then the input is
-    /// left as it is, to be offered again after the answer. Input after the end of the
+    /// `None` means that the input is used up, or that a CONNECT is being decided: then the input
+    /// is left as it is, to be offered again after the answer. Input after the end of the
     /// connection is dropped. PINGREQ is answered here, a PUBACK of the client is read over; both
     /// show in no event.
     ///
@@ -161,9 +168,15 @@ impl ServerConnection {
                 }
                 State::AwaitingConnect { .. } | State::Connected { .. } => {}
             }
+            let has_news = !input.is_empty();
             let located = match self.assembler.advance(input) {
                 Ok(Some(located)) => located,
-                Ok(None) => return Ok(None),
+                Ok(None) => {
+                    if has_news {
+                        self.hear_part(now);
+                    }
+                    return Ok(None);
+                }
                 Err(violation) => return Err(close(&mut self.state, violation)),
             };
             if let Err(violation) = self.admit(located.header.packet_type, now) {
@@ -190,6 +203,7 @@ impl ServerConnection {
             output,
             unacknowledged,
             tickets,
+            partial_since: _,
         } = self;
         let event = match Packet::decode(located.header, assembler.body(located)) {
             Ok(Packet::Connect(connect)) => {
@@ -234,9 +248,25 @@ impl ServerConnection {
                 | PacketType::Disconnect,
             ) => {
                 *deadline = now.saturating_add(*silence_max);
+                self.partial_since = None;
                 Ok(())
             }
             (_, packet) => Err(Violation::Unexpected { packet }),
+        }
+    }
+
+    /// Part of a packet has come. On a slow line a large packet takes longer than a short
+    /// keep-alive, and a client that is sending is not silent; but it cannot go on so for ever.
+    fn hear_part(&mut self, now: Duration) {
+        if let State::Connected {
+            silence_max,
+            deadline,
+        } = &mut self.state
+        {
+            let since = *self.partial_since.get_or_insert(now);
+            let latest = since.saturating_add(self.options.silence_max);
+            let extended = now.saturating_add(*silence_max).min(latest);
+            *deadline = extended.max(*deadline);
         }
     }
 
@@ -349,7 +379,7 @@ impl ServerConnection {
         }
     }
 
-    /// When [`tick`](Self::tick) is due. Changes with every packet that comes, so a caller may let
+    /// When [`tick`](Self::tick) is due. Changes with everything that comes, so a caller may let
     /// its timer run to an earlier deadline, tick, and ask again. `None` while a CONNECT is being
     /// decided and when closed.
     #[must_use]
@@ -379,7 +409,8 @@ impl ServerConnection {
         Err(timeout)
     }
 
-    /// Counts the client's silence from `now`. For a caller that goes on after it has held input back.
+    /// Counts the client's silence from `now`. For a caller that goes on after it has held input
+    /// back.
     pub fn restart_silence(&mut self, now: Duration) {
         if let State::Connected {
             silence_max,
@@ -387,6 +418,7 @@ impl ServerConnection {
         } = &mut self.state
         {
             *deadline = now.saturating_add(*silence_max);
+            self.partial_since = self.partial_since.map(|_| now);
         }
     }
 
@@ -409,8 +441,8 @@ impl ServerConnection {
         self.output.as_slice().len()
     }
 
-    /// Drops the first `count` bytes of the output, which have been written. The buffer is released when
-    /// it is empty.
+    /// Drops the first `count` bytes of the output, which have been written. The buffer is released
+    /// when it is empty.
     pub fn consume_output(&mut self, count: usize) {
         self.output.consume(count);
     }

@@ -65,7 +65,8 @@ pub enum Timeout {
     /// Server role: no CONNECT in time.
     #[error("no CONNECT in time")]
     Connect,
-    /// Server role: no packet for one and a half times the keep-alive.
+    /// Server role: nothing for one and a half times the keep-alive, or one packet that took too
+    /// long.
     #[error("keep-alive expired")]
     KeepAlive,
     /// Client role: no CONNACK in time.

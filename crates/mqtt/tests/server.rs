@@ -419,11 +419,12 @@ fn keep_alive() {
         };
         let mut server = connected_with(&connect);
         assert_eq!(server.deadline(), Some(START + silence));
-        // Any packet counts, a part of one does not.
+        // Any packet counts.
         let later = seconds(1);
-        assert_eq!(server.next(&mut [0xc0].as_slice(), later), Ok(None));
-        assert_eq!(server.deadline(), Some(START + silence));
-        assert_eq!(server.next(&mut [0].as_slice(), later), Ok(None));
+        assert_eq!(server.next(&mut [0xc0, 0].as_slice(), later), Ok(None));
+        assert_eq!(server.deadline(), Some(later + silence));
+        // To be asked again without news does not.
+        assert_eq!(server.next(&mut [].as_slice(), seconds(2)), Ok(None));
         assert_eq!(server.deadline(), Some(later + silence));
         let last = later + silence;
         assert_eq!(server.tick(last - Duration::from_millis(1)), Ok(()));
@@ -436,6 +437,44 @@ fn keep_alive() {
     check(1179, Duration::from_secs(1767));
     check(u16::MAX, Duration::from_secs(1767));
     check(0, Duration::from_secs(1767));
+}
+
+/// A large message on a slow line takes longer than a short keep-alive; the client that sends it
+/// cannot send a PINGREQ in its midst.
+#[test]
+fn a_packet_on_its_way_is_life_but_not_for_ever() {
+    let keep_alive_s = 10;
+    let silence = Duration::from_secs(15);
+    let hello = Connect {
+        keep_alive_s,
+        ..CONNECT
+    };
+    let bytes = publish_bytes(None, "t", &[0; 4000]);
+    let mut server = connected_with(&hello);
+    let mut now = START;
+    let (last, parts) = bytes.split_last().unwrap();
+    for part in parts.chunks(40) {
+        now += Duration::from_secs(14);
+        assert_eq!(server.tick(now), Ok(()));
+        assert_eq!(server.next(&mut { part }, now), Ok(None));
+        assert_eq!(server.deadline(), Some(now + silence));
+        // Asking again brings nothing.
+        assert_eq!(server.next(&mut [].as_slice(), now + silence), Ok(None));
+        assert_eq!(server.deadline(), Some(now + silence));
+    }
+    let event = server.next(&mut std::slice::from_ref(last), now);
+    assert!(matches!(event, Ok(Some(ServerEvent::Publish { .. }))));
+
+    // One byte at a time goes on for as long as the longest silence and no longer.
+    let mut server = connected_with(&hello);
+    let mut now = START;
+    let mut parts = bytes.chunks(1);
+    while server.tick(now).is_ok() {
+        assert_eq!(server.next(&mut parts.next().unwrap(), now), Ok(None));
+        now += Duration::from_secs(14);
+    }
+    let spent = now - START;
+    assert!((1767..1767 + 15).contains(&spent.as_secs()), "{spent:?}");
 }
 
 #[test]

@@ -96,6 +96,15 @@ impl StoreHealth {
         self.show(&causes);
     }
 
+    /// What the room on the disk allows, whatever else holds the store back.
+    pub(crate) fn disk_level(&self) -> HealthLevel {
+        let causes = self.causes.lock().unwrap_or_else(PoisonError::into_inner);
+        causes
+            .disk
+            .as_ref()
+            .map_or(HealthLevel::Ok, |(level, _)| *level)
+    }
+
     /// Why the log can take no messages although the disk has room, or that it can again.
     pub(crate) fn set_log_hold(&self, reason: Option<&str>) {
         let mut causes = self.causes.lock().unwrap_or_else(PoisonError::into_inner);

@@ -26,8 +26,10 @@ pub struct EmbeddedConfig {
 }
 
 impl EmbeddedConfig {
-    /// The defaults: segments of 16 MiB growing to 256 MiB, a day of retention, 64 MiB of recent
-    /// records in memory.
+    /// The defaults: segments of 16 MiB growing to 256 MiB, 64 MiB of recent records in
+    /// memory, and everything is kept until [`EventLog::set_retention`] is called.
+    ///
+    /// [`EventLog::set_retention`]: fieldpost_store::log::EventLog::set_retention
     #[must_use]
     pub fn new(partitioning: Partitioning) -> Self {
         Self {

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use fieldpost_model::SequenceNumber;
+
 /// Why a storage operation was not carried out.
 ///
 /// Conditions that the caller set and that did not hold are not errors; each facet answers them in
@@ -27,6 +29,9 @@ pub enum StoreError {
     Damaged {
         /// File and range, and partition and sequence numbers where they are known.
         what: Arc<str>,
+        /// For a read of the log, the sequence number from which on it has sound records again, or
+        /// will have them. Whoever goes on there leaves out what is damaged, knowingly.
+        resume: Option<SequenceNumber>,
     },
     /// The caller gave something that the contract does not allow; nothing was written.
     #[error("the store does not take {what}")]

@@ -8,9 +8,7 @@ use fieldpost_amqp::frame::{AMQP_HEADER, FRAME_HEADER_LENGTH, FrameHeader, Frame
 use fieldpost_amqp::performative::{
     Attach, Begin, DeliveryState, Open, Performative, Source, Transfer,
 };
-use fieldpost_amqp::{
-    Config, Connection, Error, Event, LinkId, LinkReply, Map, Misuse, condition,
-};
+use fieldpost_amqp::{Config, Connection, Error, Event, LinkId, LinkReply, Map, Misuse, condition};
 
 use crate::support::{MECHANISMS, receiver, sender};
 
@@ -20,7 +18,7 @@ const LIMIT: usize = 512;
 /// A server whose peer takes small frames, with a session.
 fn server() -> Connection {
     let mut server = Connection::server(Arc::new(Config::default()), MECHANISMS);
-    server.feed(&AMQP_HEADER, NOW).unwrap();
+    server.feed(&AMQP_HEADER, NOW).expect("a good header");
     let open = Open {
         max_frame_size: 512,
         ..Open::default()
@@ -52,14 +50,13 @@ fn asked(server: &mut Connection, attach: Attach) -> LinkId {
 
 /// What the server wrote, each frame of it within the limit.
 fn written(server: &mut Connection) -> Vec<Performative> {
-    let output = server.output().split();
-    let mut rest = &output[..];
+    let mut rest = server.output().split();
     let mut all = Vec::new();
     while let Some(header) = rest.first_chunk::<FRAME_HEADER_LENGTH>() {
-        let header = FrameHeader::parse(*header, LIMIT).unwrap();
-        let (performative, _) = Performative::decode(&rest[header.body..header.size]).unwrap();
+        let header = FrameHeader::parse(*header, LIMIT).expect("a frame within the limit");
+        let body = rest.split_to(header.size).split_off(header.body);
+        let (performative, _) = Performative::decode(&body).expect("a performative");
         all.push(performative);
-        rest = &rest[header.size..];
     }
     assert!(rest.is_empty());
     all
@@ -88,7 +85,13 @@ fn long_errors_are_shortened() {
         other => panic!("{other:?}"),
     }
 
-    let link = asked(&mut small, Attach { handle: 1, ..sender("s") });
+    let link = asked(
+        &mut small,
+        Attach {
+            handle: 1,
+            ..sender("s")
+        },
+    );
     small.accept_link(link, LinkReply::default()).unwrap();
     small.set_credit(link, 1).unwrap();
     let mut bytes = BytesMut::new();
@@ -110,7 +113,9 @@ fn long_errors_are_shortened() {
         other => panic!("{other:?}"),
     }
 
-    small.end_session(link.session(), Some(long.clone())).unwrap();
+    small
+        .end_session(link.session(), Some(long.clone()))
+        .unwrap();
     match &written(&mut small)[..] {
         [Performative::End(end)] => check(end.error.as_ref()),
         other => panic!("{other:?}"),

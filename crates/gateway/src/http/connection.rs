@@ -55,6 +55,8 @@ pub(crate) struct Activity {
     /// Since when the next request's head is awaited, in monotonic milliseconds;
     /// [`Self::BUSY`] while a request is answered.
     waiting_since_ms: AtomicU64,
+    /// When the connection began, in monotonic milliseconds.
+    began_ms: u64,
     authenticated: AtomicBool,
     upgrade: Mutex<Option<(Subprotocol, OnUpgrade)>>,
 }
@@ -65,6 +67,7 @@ impl Activity {
     fn new(now: Duration) -> Self {
         Self {
             waiting_since_ms: AtomicU64::new(millis(now)),
+            began_ms: millis(now),
             authenticated: AtomicBool::new(false),
             upgrade: Mutex::default(),
         }
@@ -77,13 +80,17 @@ impl Activity {
 
     /// When the connection is to be closed for its silence.
     fn due(&self, limits: &GatewayLimits) -> Option<Duration> {
-        let limit = if self.authenticated.load(Ordering::Relaxed) {
-            limits.http_head
+        let waiting_since_ms = self.waiting_since_ms.load(Ordering::Relaxed);
+        if waiting_since_ms == Self::BUSY {
+            return None;
+        }
+        let (since_ms, limit) = if self.authenticated.load(Ordering::Relaxed) {
+            (waiting_since_ms, limits.http_head)
         } else {
-            limits.http_first_head
+            // Requests that are refused earn no further time.
+            (self.began_ms, limits.http_first_head)
         };
-        let since_ms = self.waiting_since_ms.load(Ordering::Relaxed);
-        (since_ms != Self::BUSY).then(|| Duration::from_millis(since_ms).saturating_add(limit))
+        Some(Duration::from_millis(since_ms).saturating_add(limit))
     }
 }
 

@@ -368,3 +368,70 @@ async fn a_store_that_takes_no_writes_is_a_reason_to_come_back() {
     check_refusal(&answer, 503, "ServiceUnavailable");
     assert!(answer.headers.contains_key("retry-after"));
 }
+
+#[tokio::test]
+async fn methods_without_a_meaning_of_their_own_get_the_documented_answer() {
+    let service = Service::open().await;
+    service.create("dev1").await;
+    let head = service
+        .call("HEAD", "/devices/dev1", None, Value::Null)
+        .await;
+    assert_eq!((head.status.as_u16(), head.body), (200, Value::Null));
+    assert!(head.headers.contains_key("etag"));
+    for (method, path) in [
+        ("OPTIONS", "/devices/dev1"),
+        ("PATCH", "/devices"),
+        ("TRACE", "/statistics/service"),
+    ] {
+        let answer = service.call(method, path, None, Value::Null).await;
+        check_refusal(&answer, 405, "GenericMethodNotAllowed");
+        // RFC 9110, section 15.5.6.
+        let allowed = answer.headers["allow"].to_str().unwrap();
+        assert!(allowed.contains("GET"), "{allowed}");
+    }
+    for (method, target) in [("OPTIONS", "*"), ("CONNECT", "elsewhere:443")] {
+        let answer = service.send(method, target, &[], String::new()).await;
+        check_refusal(&answer, 404, "GenericNotFound");
+    }
+}
+
+#[tokio::test]
+async fn an_escaped_slash_is_no_end_of_an_id() {
+    let service = Service::open().await;
+    for path in [
+        "/devices/a%2Fb",
+        "/devices/a%2fmodules%2fb",
+        "/devices/%ff",
+        "/devices/a%00",
+    ] {
+        let answer = service.call("GET", path, None, Value::Null).await;
+        check_refusal(&answer, 400, "ArgumentInvalid");
+    }
+    // An id may hold what looks like an escape.
+    let body = json!({"deviceId": "a%2Fb"});
+    let created = service.call("PUT", "/devices/a%252Fb", None, body).await;
+    assert_eq!(created.body["deviceId"], "a%2Fb");
+    let read = service
+        .call("GET", "/devices/a%252Fb", None, Value::Null)
+        .await;
+    assert_eq!(read.body, created.body);
+}
+
+/// An update that said nothing of authentication gave a device with a certificate of its own two
+/// keys in its place.
+#[tokio::test]
+async fn an_update_without_authentication_leaves_it_alone() {
+    let service = Service::open().await;
+    let thumbprint = "AB".repeat(20);
+    let body = json!({"deviceId": "dev1", "authentication": {"type": "selfSigned",
+        "x509Thumbprint": {"primaryThumbprint": thumbprint}}});
+    let created = service.call("PUT", "/devices/dev1", None, body).await;
+    assert_eq!(created.status, 200, "{}", created.body);
+    let body = json!({"deviceId": "dev1", "status": "disabled", "authentication": null});
+    let updated = service.call("PUT", "/devices/dev1", Some("*"), body).await;
+    assert_eq!(
+        updated.body["authentication"],
+        created.body["authentication"]
+    );
+    assert_eq!(updated.body["authentication"]["type"], "selfSigned");
+}

@@ -36,7 +36,8 @@ pub struct GatewayLimits {
     pub http_body_bytes_max: usize,
     /// Time for an HTTP client to send a request's body.
     pub http_body: Duration,
-    /// Time for an HTTP client to send a request's head, before it has shown a valid credential.
+    /// Time for an HTTP client to show a valid credential, or to ask for a WebSocket, from the
+    /// start of its connection.
     pub http_first_head: Duration,
     /// Time for an HTTP client to send the next request's head after that, idle time included.
     pub http_head: Duration,

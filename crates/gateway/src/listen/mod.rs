@@ -236,26 +236,26 @@ impl Acceptor {
 }
 
 impl Service {
-    async fn mqtts(self, stream: TcpStream, context: ConnectionContext) {
+    async fn mqtts(self, stream: TcpStream, mut context: ConnectionContext) {
         let config = Arc::clone(&self.tls.raw);
         // The gateway's handles are not kept over the connection's life.
         drop(self);
-        if let Some(stream) = handshake(stream, config, &context).await {
+        if let Some(stream) = handshake(stream, config, &mut context).await {
             serve_mqtt(stream, context).await;
         }
     }
 
-    async fn amqps(self, stream: TcpStream, context: ConnectionContext) {
+    async fn amqps(self, stream: TcpStream, mut context: ConnectionContext) {
         let config = Arc::clone(&self.tls.raw);
         drop(self);
-        if let Some(stream) = handshake(stream, config, &context).await {
+        if let Some(stream) = handshake(stream, config, &mut context).await {
             serve_amqp(stream, context).await;
         }
     }
 
-    async fn https(self, stream: TcpStream, context: ConnectionContext) {
+    async fn https(self, stream: TcpStream, mut context: ConnectionContext) {
         let config = Arc::clone(&self.tls.https);
-        if let Some(stream) = handshake(stream, config, &context).await {
+        if let Some(stream) = handshake(stream, config, &mut context).await {
             self.http(stream, context).await;
         }
     }
@@ -301,17 +301,27 @@ where
     session::amqp::serve(stream, context).await;
 }
 
-/// Ends TLS; `None` when the client could not, or took too long.
+/// Ends TLS; `None` when the client could not, took too long, or the gateway is being drained.
 async fn handshake(
     stream: TcpStream,
     config: Arc<ServerConfig>,
-    context: &ConnectionContext,
+    context: &mut ConnectionContext,
 ) -> Option<Box<TlsStream<TcpStream>>> {
     // Boxed: what only the handshake needs goes with it.
     let handshake = Box::pin(TlsAcceptor::from(config).accept(stream));
-    match within(context.timer(), context.limits.tls_handshake, handshake).await {
-        // Boxed, because a future keeps a place for it at every call that it is passed through.
-        Some(Ok(stream)) => Some(Box::new(stream)),
+    let outcome = tokio::select! {
+        biased;
+        outcome = within(context.timer(), context.limits.tls_handshake, handshake) => outcome,
+        () = context.draining() => return None,
+    };
+    match outcome {
+        Some(Ok(stream)) => {
+            let (_, session) = stream.get_ref();
+            let chain = session.peer_certificates().unwrap_or_default();
+            context.client_certificate = !chain.is_empty();
+            // Boxed, because a future keeps a place for it at every call that it is passed through.
+            Some(Box::new(stream))
+        }
         Some(Err(error)) => {
             count_refused("tls", "handshake");
             debug!(%error, "TLS handshake failed");

@@ -6,7 +6,7 @@ use std::time::Duration;
 use fieldpost_mqtt::{ClientConnection, ClientOptions, Connect};
 use futures_util::{SinkExt, StreamExt};
 use rustls::pki_types::{CertificateDer, IpAddr, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
+use rustls::{ClientConfig, HandshakeKind, RootCertStore, SupportedProtocolVersion};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -39,7 +39,12 @@ impl Served {
         let hub = TestHub::automatic().await;
         let (certificate, key) = certificate();
         let identity = TlsIdentity::new(vec![certificate.clone()], key).unwrap();
-        let kinds = [ListenerKind::Mqtts, ListenerKind::Https, ListenerKind::Http];
+        let kinds = [
+            ListenerKind::Mqtts,
+            ListenerKind::Amqps,
+            ListenerKind::Https,
+            ListenerKind::Http,
+        ];
         let listeners = kinds.map(|kind| Listener {
             kind,
             socket: std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap(),
@@ -134,7 +139,10 @@ async fn mqtt_over_both_versions_of_tls_with_and_without_a_certificate() {
 async fn mqtt_over_websocket_beside_rest_on_one_port() {
     let served = Served::start().await;
     let connect = served.mqtt_connect("dev1").await;
-    for (kind, offered) in [(ListenerKind::Https, "MQTT"), (ListenerKind::Http, "mqtt")] {
+    for (kind, offered, session_present) in [
+        (ListenerKind::Https, "MQTT", 0),
+        (ListenerKind::Http, "mqtt", 1),
+    ] {
         let mut request = "ws://localhost/$iothub/websocket?iothub-no-client-cert=true"
             .into_client_request()
             .unwrap();
@@ -154,14 +162,74 @@ async fn mqtt_over_websocket_beside_rest_on_one_port() {
             socket.send(message).await.unwrap();
         }
         let answer = socket.next().await.unwrap().unwrap();
-        let session = answer.into_data();
-        assert_eq!(session.as_ref(), CONNACK);
+        let connack = answer.into_data();
+        assert_eq!(connack.as_ref(), [0x20, 2, session_present, 0]);
         socket.send(Message::text("hello")).await.unwrap();
         let farewell = socket.next().await.unwrap().unwrap();
         let Message::Close(Some(frame)) = farewell else {
             panic!("a text frame must close: {farewell:?}");
         };
         assert_eq!(u16::from(frame.code), 1003);
+    }
+}
+
+#[tokio::test]
+async fn amqp_offers_external_to_a_client_with_a_certificate() {
+    let served = Served::start().await;
+    for with_certificate in [false, true] {
+        let mut stream = served
+            .tls(
+                ListenerKind::Amqps,
+                &rustls::version::TLS13,
+                with_certificate,
+            )
+            .await;
+        let header = *b"AMQP\x03\x01\x00\x00";
+        stream.write_all(&header).await.unwrap();
+        let mut start = [0; 12];
+        stream.read_exact(&mut start).await.unwrap();
+        assert_eq!(start[..8], header);
+        let length = u32::from_be_bytes([start[8], start[9], start[10], start[11]]);
+        let mut mechanisms = vec![0; length as usize - 4];
+        stream.read_exact(&mut mechanisms).await.unwrap();
+        let offered = mechanisms.windows(8).any(|name| name == b"EXTERNAL");
+        assert_eq!(offered, with_certificate);
+        let init = b"\0\0\0\x18\x02\x01\0\0\0\x53\x41\xc0\x0b\x01\xa3\x08EXTERNAL";
+        stream.write_all(init).await.unwrap();
+        let mut outcome = [0; 16];
+        stream.read_exact(&mut outcome).await.unwrap();
+        let code = if with_certificate { 0 } else { 1 };
+        // A code is a ubyte, and this encoder's only form of it.
+        assert_eq!(outcome[14..], [0x50, code], "{outcome:?}");
+    }
+}
+
+#[tokio::test]
+async fn tls_sessions_are_resumed_over_both_versions() {
+    let served = Served::start().await;
+    for (device, version) in [
+        ("dev1", &rustls::version::TLS12),
+        ("dev2", &rustls::version::TLS13),
+    ] {
+        let mut roots = RootCertStore::empty();
+        roots.add(served.certificate.clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[version])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let connector = TlsConnector::from(Arc::new(config));
+        let connect = served.mqtt_connect(device).await;
+        for expected in [HandshakeKind::Full, HandshakeKind::Resumed] {
+            let name = ServerName::try_from("localhost").unwrap();
+            let stream = served.tcp(ListenerKind::Mqtts).await;
+            let mut stream = connector.connect(name, stream).await.unwrap();
+            assert_eq!(stream.get_ref().1.handshake_kind(), Some(expected));
+            // Tickets come with the first bytes.
+            stream.write_all(&connect).await.unwrap();
+            stream.read_exact(&mut [0; 4]).await.unwrap();
+        }
     }
 }
 
@@ -263,9 +331,12 @@ async fn a_drain_ends_every_connection() {
     device.write_all(&connect).await.unwrap();
     device.read_exact(&mut [0; 4]).await.unwrap();
     let mut silent = served.tls(ListenerKind::Https, version, false).await;
+    // The hub's time stands still, so the limit of the handshake does not end this one.
+    let mut before_tls = served.tcp(ListenerKind::Mqtts).await;
     served.gateway.drain().await;
     assert_eq!(device.read(&mut [0; 1]).await.unwrap_or(0), 0);
     assert_eq!(silent.read(&mut [0; 1]).await.unwrap_or(0), 0);
+    assert_eq!(before_tls.read(&mut [0; 1]).await.unwrap_or(0), 0);
 }
 
 #[tokio::test]
@@ -285,4 +356,19 @@ async fn peers_that_say_nothing_are_let_go() {
         served.hub.clock.advance(Duration::from_secs(15));
         assert_eq!(stream.read(&mut [0; 1]).await.unwrap_or(0), 0, "{kind}");
     }
+}
+
+/// Every refused request earned another fifteen seconds, for as long as the client liked.
+#[tokio::test]
+async fn refused_requests_earn_no_time() {
+    let served = Served::start().await;
+    let mut stream = served.tcp(ListenerKind::Http).await;
+    for _ in 0..2 {
+        let request = b"GET /devices?api-version=2021-04-12 HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        stream.write_all(request).await.unwrap();
+        let answer = read_answer(&mut stream).await;
+        assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+        served.hub.clock.advance(Duration::from_millis(7500));
+    }
+    assert_eq!(stream.read(&mut [0; 1]).await.unwrap_or(0), 0);
 }

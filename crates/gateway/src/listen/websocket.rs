@@ -151,7 +151,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocketBytes<S> {
     }
 
     fn begin(&mut self, header: &FrameHeader, length: u64) {
-        // RFC 6455, section 5.1: a client masks, and there is no extension that uses a reserved bit.
+        // RFC 6455, section 5.1: a client masks, and there is no extension that uses a reserved
+        // bit.
         let Some(mask) = header.mask else {
             return self.close(CloseCode::Protocol);
         };
@@ -215,7 +216,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocketBytes<S> {
             Control::Close => {
                 let code = match payload.first_chunk() {
                     Some(code) => CloseCode::from(u16::from_be_bytes(*code)),
-                    None => CloseCode::Normal,
+                    None if payload.is_empty() => CloseCode::Normal,
+                    None => CloseCode::Protocol,
                 };
                 self.close(if code.is_allowed() {
                     code
@@ -433,7 +435,7 @@ mod tests {
         let close = |code: u16| [&[0x88, 2][..], &code.to_be_bytes()].concat();
         let long = vec![9; 5000];
         type Case<'a> = (&'a str, Vec<u8>, &'a [u8], Vec<u8>);
-        let cases: [Case<'_>; 12] = [
+        let cases: [Case<'_>; 13] = [
             ("one", frame(0x82, b"abc"), b"abc", close(1000)),
             ("empty", frame(0x82, b""), b"", close(1000)),
             ("long", frame(0x82, &long), &long, close(1000)),
@@ -466,6 +468,7 @@ mod tests {
                 close(1002),
             ),
             ("long ping", frame(0x89, &[0; 126]), b"", close(1002)),
+            ("half a close code", frame(0x88, &[3]), b"", close(1002)),
             (
                 "close is echoed and ends the stream",
                 [

@@ -1,4 +1,5 @@
-//! Shared access signatures: reading tokens, the scope they grant, and what a verified one is worth.
+//! Shared access signatures: reading tokens, the scope they grant, and what a verified one is
+//! worth.
 
 mod access;
 mod scope;

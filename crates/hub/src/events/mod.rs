@@ -220,6 +220,37 @@ impl Events {
         })
     }
 
+    /// The sequence number at which to start reading a partition. A position that retention has
+    /// removed is as good as the oldest event kept.
+    ///
+    /// Asked before the receiver is opened, so that nobody has to give way to one that cannot
+    /// start. Everything but a search by time is known at once.
+    pub fn resolve_start(
+        &self,
+        partition: PartitionId,
+        position: StartPosition,
+    ) -> Answer<Result<SequenceNumber, StartError>> {
+        let Bounds { first, next, .. } = self.log.bounds(StreamId::BUILT_IN, partition);
+        let start = match position {
+            StartPosition::Earliest => Ok(first),
+            StartPosition::Latest => Ok(next),
+            StartPosition::Sequence { number, inclusive }
+            | StartPosition::Offset { number, inclusive } => {
+                let asked = number.saturating_add(u64::from(!inclusive));
+                if asked > next {
+                    Err(StartError::BeyondEnd { asked, next })
+                } else {
+                    Ok(asked.max(first))
+                }
+            }
+            StartPosition::EnqueuedAfter(time) => {
+                let sought = self.log.seek_time(StreamId::BUILT_IN, partition, time);
+                return Box::pin(async move { Ok(sought.await?) });
+            }
+        };
+        Box::pin(std::future::ready(start))
+    }
+
     fn partitioning(&self) -> Partitioning {
         self.log.partitioning()
     }
@@ -273,33 +304,6 @@ impl Receiver {
         records_max: usize,
     ) -> Answer<Result<Records, StoreError>> {
         self.log.read(self.request(from, bytes_max, records_max))
-    }
-
-    /// The sequence number at which to start. A position that retention has removed is as good as
-    /// the oldest event kept.
-    pub fn resolve_start(
-        &self,
-        position: StartPosition,
-    ) -> Answer<Result<SequenceNumber, StartError>> {
-        let Bounds { first, next, .. } = self.bounds();
-        let start = match position {
-            StartPosition::Earliest => Ok(first),
-            StartPosition::Latest => Ok(next),
-            StartPosition::Sequence { number, inclusive }
-            | StartPosition::Offset { number, inclusive } => {
-                let asked = number.saturating_add(u64::from(!inclusive));
-                if asked > next {
-                    Err(StartError::BeyondEnd { asked, next })
-                } else {
-                    Ok(asked.max(first))
-                }
-            }
-            StartPosition::EnqueuedAfter(time) => {
-                let sought = self.log.seek_time(StreamId::BUILT_IN, self.partition, time);
-                return Box::pin(async move { Ok(sought.await?) });
-            }
-        };
-        Box::pin(std::future::ready(start))
     }
 
     fn request(&self, from: SequenceNumber, bytes_max: usize, records_max: usize) -> ReadRequest {

@@ -130,6 +130,8 @@ pub struct DeviceSpec {
 /// How a device shall sign in.
 #[derive(Clone, Debug)]
 pub enum AuthenticationSpec {
+    /// As it does; a new device with keys that the hub makes.
+    Unchanged,
     /// With keys. Absent and empty are the same; with neither key given, a device keeps those it
     /// has, or gets two random ones.
     Sas {
@@ -147,17 +149,15 @@ pub enum AuthenticationSpec {
 }
 
 impl DeviceSpec {
-    /// A device with keys that the hub makes.
+    /// A device of which nothing but the id is said: it signs in as it does, or, when it is new,
+    /// with keys that the hub makes.
     #[must_use]
     pub fn new(device_id: DeviceId) -> Self {
         Self {
             device_id,
             status: None,
             status_reason: None,
-            authentication: AuthenticationSpec::Sas {
-                primary: None,
-                secondary: None,
-            },
+            authentication: AuthenticationSpec::Unchanged,
             iot_edge: false,
             device_scope: None,
             parent_scopes: Vec::new(),

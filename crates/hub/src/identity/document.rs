@@ -99,6 +99,7 @@ pub(super) fn decode(document: &Document, keyring: &Keyring) -> Result<Device, S
     let id = String::from_utf8_lossy(&document.key);
     let damaged = |what: &str| StoreError::Damaged {
         what: format!("device {id}: {what}").into(),
+        resume: None,
     };
     let device_id: DeviceId = id.parse().map_err(|_| damaged("not an id"))?;
     let stored: StoredDevice =

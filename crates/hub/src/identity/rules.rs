@@ -108,7 +108,15 @@ pub(super) fn authentication(
     known: Option<&Authentication>,
     chance: &dyn Chance,
 ) -> Result<Authentication, InvalidDevice> {
+    let made_keys = || SymmetricKeys {
+        primary: random_key(chance),
+        secondary: random_key(chance),
+    };
     match spec {
+        AuthenticationSpec::Unchanged => Ok(match known {
+            Some(known) => known.clone(),
+            None => Authentication::Sas(made_keys()),
+        }),
         AuthenticationSpec::Sas { primary, secondary } => {
             let given = |key: &Option<Secret>| -> Option<Secret> {
                 key.clone().filter(|key| !key.expose().is_empty())
@@ -120,10 +128,7 @@ pub(super) fn authentication(
                 },
                 (None, None) => match known {
                     Some(Authentication::Sas(keys)) => keys.clone(),
-                    _ => SymmetricKeys {
-                        primary: random_key(chance),
-                        secondary: random_key(chance),
-                    },
+                    _ => made_keys(),
                 },
                 (Some(_), None) => {
                     return Err(InvalidDevice::OneKey {
@@ -230,6 +235,19 @@ mod tests {
         let length = |bytes| Err(E::KeyLength { which, bytes });
         check(Some(KEY), Some(&of_bytes(15)), length(15));
         check(Some(KEY), Some(&of_bytes(65)), length(65));
+    }
+
+    #[test]
+    fn what_is_not_said_of_authentication_stays_as_it_is() {
+        let chance = SeededChance::new(1);
+        let own = Authentication::SelfSigned(Thumbprints {
+            primary: Some("ab".repeat(20)),
+            secondary: None,
+        });
+        let unchanged = AuthenticationSpec::Unchanged;
+        assert_eq!(authentication(&unchanged, Some(&own), &chance), Ok(own));
+        let made = authentication(&unchanged, None, &chance);
+        assert!(matches!(made, Ok(Authentication::Sas(_))), "{made:?}");
     }
 
     #[test]

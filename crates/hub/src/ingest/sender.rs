@@ -109,10 +109,17 @@ impl Sender {
         Poll::Pending
     }
 
-    /// Ends when one read may be made, as [`Sender::poll_reserve`]. For callers that have nothing
-    /// in flight.
+    /// Ends when one read may be made, as [`Sender::poll_reserve`], or one message accepted that
+    /// came some other way. For callers that do not ask for the numbers of durable batches: it
+    /// takes note of them itself, because they make room in the window.
     pub async fn reserve(&mut self) {
-        poll_fn(|cx| self.poll_reserve(cx)).await;
+        poll_fn(|cx| {
+            // After a failure nothing is in flight, and there is no room until the hub is
+            // restarted.
+            while let Poll::Ready(Ok(_)) = self.poll_durable(cx) {}
+            self.poll_reserve(cx)
+        })
+        .await;
     }
 
     /// Gives back what was reserved for a read that brought nothing.

@@ -229,7 +229,8 @@ impl Presence {
             }
             Ok(_) => session.cell.evict(Eviction::Deleted),
             Err(error) => {
-                tracing::warn!(%error, %device, "a connection is refused unchecked");
+                // One line for each connecting device would be a flood when the store is broken.
+                tracing::debug!(%error, %device, "a connection is refused unchecked");
                 session.cell.evict(Eviction::Cut);
             }
         }
@@ -377,7 +378,8 @@ impl Owners {
             }
         };
         if outcome.is_none() {
-            tracing::warn!(%identity, "an older session did not let go in time");
+            metrics::counter!("fieldpost_take_overs_forced_total").increment(1);
+            tracing::debug!(%identity, "an older session did not let go in time");
             let take_over = Command::TakeOver { identity, epoch };
             outcome = match lane.commands.send(take_over).await {
                 Ok(()) => Some(answer.await),

@@ -70,6 +70,17 @@ pub(super) struct Owner {
     shards: HashMap<usize, Shard>,
 }
 
+impl Drop for Owner {
+    /// An owner that fails lets no session go on that nobody could end any more. Those that come
+    /// later are told that the hub is closing.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!("an owner of connections failed; its devices stay out until a restart");
+            self.evict_all();
+        }
+    }
+}
+
 enum Next {
     Departure(Departure),
     Command(Command),
@@ -161,13 +172,17 @@ impl Owner {
                 let _ = answer.send(states);
             }
             Command::Close => {
-                for shard in self.shards.values() {
-                    shard.evict_all(Eviction::Closing);
-                }
+                self.evict_all();
                 return std::ops::ControlFlow::Break(());
             }
         }
         std::ops::ControlFlow::Continue(())
+    }
+
+    fn evict_all(&self) {
+        for shard in self.shards.values() {
+            shard.evict_all(Eviction::Closing);
+        }
     }
 
     fn shard(&mut self, device: &DeviceId) -> &mut Shard {

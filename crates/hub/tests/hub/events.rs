@@ -122,7 +122,7 @@ async fn a_receiver_starts_where_its_client_wants() {
         .open_receiver(request(partition.0, None, &bell))
         .unwrap();
     let check = async |position: StartPosition, expected: Result<&[&str], (u64, u64)>| {
-        let outcome = match receiver.resolve_start(position).await {
+        let outcome = match bench.hub.events().resolve_start(partition, position).await {
             Ok(from) => Ok(bodies(&receiver, from).await),
             Err(StartError::BeyondEnd { asked, next }) => Err((asked, next)),
             Err(error) => panic!("{error}"),

@@ -521,3 +521,23 @@ async fn when_the_budget_is_short_it_is_given_out_in_turn() {
     assert!(*least >= 200 * 3 / DEVICES, "{turns:?}");
     assert_eq!(stored.len(), DEVICES);
 }
+
+/// Waiting for room alone never made any: nobody looked at what had become durable.
+#[tokio::test]
+async fn room_behind_a_full_window_is_waited_for() {
+    let bench = Bench::start_stepped().await;
+    let mut sender = bench.hub.ingest().sender(&bench.principal("dev1").await);
+    sender.reserve().await;
+    while sender.has_room() {
+        sender.accept(&message(b"x")).unwrap();
+    }
+    sender.submit().unwrap();
+    {
+        let mut reserve = Box::pin(sender.reserve());
+        assert!(reserve.as_mut().poll(&mut context()).is_pending());
+        bench.memory.log.step();
+        reserve.await;
+    }
+    assert!(sender.has_room());
+    assert_eq!(sender.in_flight(), 0);
+}

@@ -227,11 +227,17 @@ async fn other_ways_to_sign_in_are_kept() {
         let created = registry.create(wanted).await.unwrap();
         assert_eq!(created.authentication, expected);
         assert_eq!(registry.get(&id(name)).await.unwrap(), Some(created));
-        let with_keys = registry
-            .update(spec(name), Precondition::Any)
-            .await
-            .unwrap();
-        keys(&with_keys);
+        let unchanged = registry.update(spec(name), Precondition::Any).await;
+        assert_eq!(unchanged.unwrap().authentication, expected);
+        let asks_for_keys = DeviceSpec {
+            authentication: AuthenticationSpec::Sas {
+                primary: None,
+                secondary: None,
+            },
+            ..spec(name)
+        };
+        let with_keys = registry.update(asks_for_keys, Precondition::Any).await;
+        keys(&with_keys.unwrap());
     }
 }
 

@@ -84,8 +84,8 @@ impl<'a> Connect<'a> {
     /// Appends the packet.
     ///
     /// # Errors
-    /// A field is too long or holds U+0000, the will's topic is empty, or there is a password without a
-    /// user name.
+    /// A field is too long or holds U+0000, the will's topic is empty, or there is a password
+    /// without a user name.
     pub fn encode(&self, out: &mut BytesMut) -> Result<(), EncodeError> {
         if self.password.is_some() && self.user_name.is_none() {
             return Err(EncodeError::PasswordAlone);

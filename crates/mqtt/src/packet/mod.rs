@@ -208,7 +208,8 @@ impl FixedHeader {
     /// byte shows before the length has come.
     ///
     /// # Errors
-    /// Reserved type, flags that do not fit the type, or a remaining length of more than four bytes.
+    /// Reserved type, flags that do not fit the type, or a remaining length of more than four
+    /// bytes.
     pub fn read(bytes: &[u8]) -> Result<Option<(Self, FixedLengths)>, DecodeError> {
         let Some((&first, after)) = bytes.split_first() else {
             return Ok(None);

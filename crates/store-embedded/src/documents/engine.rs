@@ -88,7 +88,10 @@ impl From<EngineError> for StoreError {
             EngineError::Failed(reason) => Self::Read {
                 reason: reason.into(),
             },
-            EngineError::Damaged(what) => Self::Damaged { what: what.into() },
+            EngineError::Damaged(what) => Self::Damaged {
+                what: what.into(),
+                resume: None,
+            },
         }
     }
 }

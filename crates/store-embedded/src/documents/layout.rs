@@ -40,6 +40,7 @@ impl From<RowError> for StoreError {
     fn from(error: RowError) -> Self {
         Self::Damaged {
             what: format!("documents, {error}").into(),
+            resume: None,
         }
     }
 }

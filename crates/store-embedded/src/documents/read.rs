@@ -134,6 +134,7 @@ pub(super) fn state(view: &dyn View) -> Result<StateRow, StoreError> {
         Some(row) => Ok(layout::parse_state(&row)?),
         None => Err(StoreError::Damaged {
             what: "documents, the row of the state is missing".into(),
+            resume: None,
         }),
     }
 }

@@ -108,22 +108,45 @@ pub struct Space {
 /// Parts that one system call takes at most.
 const PARTS_MAX: usize = 1024;
 
-/// Writes all parts one after the other. A write that takes fewer bytes than it was given is a
-/// failure: on a file that has its space, it means that something is wrong with the disk.
+/// Writes all parts one after the other. A disk that fills up often takes a part of a write first,
+/// and says why with the next one.
 pub(crate) fn write_all_at(file: &dyn File, parts: &[IoSlice<'_>], at: u64) -> io::Result<()> {
     let mut at = at;
     for chunk in parts.chunks(PARTS_MAX) {
         let expected: usize = chunk.iter().map(|part| part.len()).sum();
         let written = file.write_at(chunk, at)?;
-        if written != expected {
-            return Err(io::Error::new(
-                io::ErrorKind::WriteZero,
-                format!("a write of {expected} bytes at {at} took only {written}"),
-            ));
+        if written < expected {
+            write_rest(file, chunk, at, written)?;
         }
         at += expected as u64;
     }
     Ok(())
+}
+
+/// Goes on after a write that took only the first `written` bytes.
+fn write_rest(
+    file: &dyn File,
+    parts: &[IoSlice<'_>],
+    at: u64,
+    mut written: usize,
+) -> io::Result<()> {
+    let mut parts = parts.to_vec();
+    let mut rest = parts.as_mut_slice();
+    let mut at = at;
+    loop {
+        at += written as u64;
+        IoSlice::advance_slices(&mut rest, written);
+        if rest.is_empty() {
+            return Ok(());
+        }
+        written = file.write_at(rest, at)?;
+        if written == 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::WriteZero,
+                format!("a write at {at} took nothing"),
+            ));
+        }
+    }
 }
 
 /// Whether an error says that the disk, or this user's share of it, is full.

@@ -447,7 +447,10 @@ impl File for SimFile {
     fn write_at(&self, parts: &[IoSlice<'_>], at: u64) -> io::Result<usize> {
         let mut state = self.disk.lock();
         let fault = state.call("write")?;
-        let mut bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
+        let mut bytes = Vec::new();
+        for part in parts {
+            bytes.extend_from_slice(part);
+        }
         let crashed = state.crashed;
         let inode = state.inode(self.inode)?;
         match fault {

@@ -10,16 +10,19 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use fieldpost_model::{SequenceNumber, Timestamp};
-use fieldpost_store::StoreError;
-use fieldpost_store::log::{Batch, Submission};
+use fieldpost_store::log::Batch;
+use fieldpost_store::{HealthLevel, StoreError};
 use smallvec::SmallVec;
 
-use super::Shared;
 use super::format::group::{self, GroupHeader, GroupKind, HEADER_BYTES, Run, TABLE_BYTES_MAX};
 use super::format::index::{Entry, SegmentIndex};
 use super::format::segment::SegmentHeader;
 use super::format::{BLOCK, BLOCK_BYTES, Key, Positions, size, to_block};
-use super::segment::{Fill, Segment, Spare, segment_name};
+use super::intake::Accepted;
+use super::segment::{Fill, Segment, Spare, remove_if_there, segment_name};
+use super::tail::Published;
+use super::time::SteadyTime;
+use super::{SEGMENT_BYTES_MIN, Shared};
 use crate::files::{is_full, write_all_at};
 
 /// The most bytes of frames that one group takes, unless a single batch is larger.
@@ -57,9 +60,11 @@ pub(super) struct Committer {
     pub(super) positions: Positions,
     /// The newest store time; it never goes back.
     pub(super) store_time: Timestamp,
+    /// What keeps a short step of the clock out of it.
+    pub(super) time: SteadyTime,
     /// Whether the active segment has records.
     pub(super) has_records: bool,
-    pub(super) pending: VecDeque<Submission>,
+    pub(super) pending: VecDeque<Accepted>,
     /// Whether messages are held back because a group or a segment found no room.
     pub(super) holding: bool,
     /// The buffer that headers, tables and small frames are put together in.
@@ -76,15 +81,20 @@ enum ByteBound {
 
 /// Why there is no next segment.
 pub(super) enum NoSegment {
-    /// There is no room, in these words.
-    Held(&'static str),
-    /// The disk failed.
+    /// There is none at the moment, in these words. Nothing was promised of it, and it can be tried
+    /// again.
+    Held {
+        why: &'static str,
+        /// What the system said, if it was asked.
+        error: Option<io::Error>,
+    },
+    /// The disk failed where it cannot be taken back.
     Failed(io::Error),
 }
 
 /// A group on its way: batches in the order of writing, and the runs that they make up.
 struct Group {
-    batches: Vec<Submission>,
+    batches: Vec<Accepted>,
     /// Indexes into `batches`, grouped by streams and partition.
     order: Vec<usize>,
     /// How many of `order` make up each run.
@@ -95,7 +105,7 @@ struct Group {
 
 impl Committer {
     /// Takes what arrived and commits at most one group of it.
-    pub(super) fn run_once(&mut self, arrived: &mut Vec<Submission>) -> Turn {
+    pub(super) fn run_once(&mut self, arrived: &mut Vec<Accepted>) -> Turn {
         self.pending.extend(arrived.drain(..));
         if let Some(error) = self.shared.health.failure() {
             self.give_up(error);
@@ -116,7 +126,7 @@ impl Committer {
     }
 
     /// Commits all there is, as far as there is room, and marks the log as closed.
-    pub(super) fn finish(&mut self, arrived: &mut Vec<Submission>) {
+    pub(super) fn finish(&mut self, arrived: &mut Vec<Accepted>) {
         while let Turn::Committed { .. } = self.run_once(arrived) {}
         self.give_up(StoreError::Closed);
         self.mark_closed();
@@ -133,7 +143,7 @@ impl Committer {
             return match self.roll(0, ByteBound::Passed) {
                 Ok(()) => Ok(()),
                 // The seal will do where there is no room for anything else.
-                Err(NoSegment::Held(_)) => Ok(()),
+                Err(NoSegment::Held { .. }) => Ok(()),
                 Err(NoSegment::Failed(error)) => Err(error),
             };
         }
@@ -152,7 +162,7 @@ impl Committer {
 
     /// Tells everybody who waits that nothing more becomes durable.
     pub(super) fn give_up(&mut self, error: StoreError) {
-        let mut lost: Vec<Submission> = self.pending.drain(..).collect();
+        let mut lost: Vec<Accepted> = self.pending.drain(..).collect();
         lost.append(&mut self.shared.intake.refuse(error.clone()));
         self.shared
             .intake
@@ -183,7 +193,7 @@ impl Committer {
 
     /// The batches of the next group, in a segment that has room for them. `None` when there is
     /// no room or the disk failed.
-    fn next_batches(&mut self) -> Option<Vec<Submission>> {
+    fn next_batches(&mut self) -> Option<Vec<Accepted>> {
         let wanted = self.count_batches(u64::MAX);
         let room = self.active.limit().saturating_sub(self.at);
         if wanted.bytes <= room {
@@ -191,8 +201,8 @@ impl Committer {
         }
         match self.roll(wanted.bytes, ByteBound::Kept) {
             Ok(()) => Some(self.pending.drain(..wanted.batches).collect()),
-            Err(NoSegment::Held(why)) => {
-                self.hold(why);
+            Err(NoSegment::Held { why, error }) => {
+                self.hold(why, error.as_ref());
                 // What is left of this segment is still good for a smaller group.
                 let fitting = self.count_batches(room);
                 (fitting.batches > 0).then(|| self.pending.drain(..fitting.batches).collect())
@@ -224,7 +234,7 @@ impl Committer {
         counted
     }
 
-    fn commit(&mut self, batches: Vec<Submission>) -> Turn {
+    fn commit(&mut self, batches: Vec<Accepted>) -> Turn {
         let group = self.number_records(batches);
         let end = self.at + to_block(u64::from(group.header.bytes));
         let began = self.shared.clock.monotonic();
@@ -233,7 +243,7 @@ impl Committer {
             Err(WriteFailure::Write(error)) if is_full(&error) => {
                 // Not a block of it was promised to anybody. The next attempt writes over it with
                 // another number, so that nothing of this one can pass for part of that.
-                self.hold("the disk took no more of the log");
+                self.hold("the disk took no more of the log", Some(&error));
                 for submission in group.batches.into_iter().rev() {
                     self.pending.push_front(submission);
                 }
@@ -258,8 +268,8 @@ impl Committer {
     }
 
     /// Gives the records their sequence numbers and their time.
-    fn number_records(&mut self, batches: Vec<Submission>) -> Group {
-        self.store_time = self.store_time.max(self.shared.clock.now());
+    fn number_records(&mut self, batches: Vec<Accepted>) -> Group {
+        self.store_time = self.now();
         self.number += 1;
         let mut order: Vec<usize> = (0..batches.len()).collect();
         // Stable, and by the partition alone: records of one partition stay in the order of their
@@ -405,7 +415,12 @@ impl Committer {
             enqueued,
             group.placed().map(|placed| {
                 let batch = &placed.submission.batch;
-                (placed.firsts, batch.count, batch.frames.clone())
+                Published {
+                    places: placed.firsts,
+                    count: batch.count,
+                    frames: batch.frames.clone(),
+                    memory_bytes: batch.memory_bytes,
+                }
             }),
         );
         let figures = &self.shared.figures;
@@ -447,20 +462,37 @@ impl Committer {
         if !self.shared.roll_asked.swap(false, Ordering::AcqRel) || !self.has_records {
             return;
         }
-        if let Err(NoSegment::Failed(error)) = self.roll(0, ByteBound::Passed) {
-            self.fail("a new segment could not be begun", &error);
+        match self.roll(0, ByteBound::Passed) {
+            Ok(()) => {}
+            // Housekeeping asks again; what is there can still be written to.
+            Err(NoSegment::Held { why, error }) => {
+                let error = error.as_ref().map(tracing::field::display);
+                tracing::debug!(error, "the active segment is kept on: {why}");
+            }
+            Err(NoSegment::Failed(error)) => self.fail("a new segment could not be begun", &error),
         }
     }
 
-    fn hold(&mut self, why: &str) {
-        self.holding = true;
+    /// The store time for what is written now. A clock that jumps ahead for a moment would date
+    /// everything after it, as store time never goes back.
+    fn now(&mut self) -> Timestamp {
+        (self.store_time).max(self.time.not_ahead(&*self.shared.clock))
+    }
+
+    fn hold(&mut self, why: &str, error: Option<&io::Error>) {
+        // Said once for as long as it lasts.
+        if !std::mem::replace(&mut self.holding, true) {
+            let error = error.map(tracing::field::display);
+            tracing::warn!(error, "messages are held: {why}");
+        }
         self.shared.health.set_log_hold(Some(why));
     }
 
     /// Nothing waits, and nothing is sent as long as messages are held back: looks whether the
     /// next segment could be had by now.
     fn look_for_room(&mut self) {
-        if !self.holding {
+        // On a filling disk, what room there is belongs to small changes.
+        if !self.holding || self.shared.health.disk_level() > HealthLevel::Ok {
             return;
         }
         if let Ok(spare) = self.spare(0, ByteBound::Kept) {
@@ -477,7 +509,7 @@ impl Committer {
         let least = start + group_bytes + 2 * BLOCK;
         let spare = self.spare(least, bound)?;
         let seal = self.number + 1;
-        let now = self.store_time.max(self.shared.clock.now());
+        let now = self.now();
         let header = SegmentHeader {
             log: self.shared.log_id,
             id: self.active.id + 1,
@@ -507,22 +539,31 @@ impl Committer {
 
     fn spare(&self, least: u64, bound: ByteBound) -> Result<Spare, NoSegment> {
         let segments = &self.shared.segments;
-        let wanted = self.shared.next_capacity(self.active.capacity);
         if let Some(spare) = segments.take_spare(least) {
             return Ok(spare);
         }
+        let wanted = if self.shared.health.disk_level() > HealthLevel::Ok {
+            // For groups that were taken before the disk filled up, and for giving back one whose
+            // records are old enough: what room there is belongs to small changes.
+            SEGMENT_BYTES_MIN
+        } else {
+            self.shared.next_capacity(self.active.capacity)
+        };
         let capacity = wanted.max(to_block(least));
         if bound == ByteBound::Kept && !self.shared.make_room(capacity) {
-            return Err(NoSegment::Held("the log holds as many bytes as it may"));
+            return Err(NoSegment::Held {
+                why: "the log holds as many bytes as it may",
+                error: None,
+            });
         }
         // Dropping the oldest may have left its file.
         if let Some(spare) = segments.take_spare(least) {
             return Ok(spare);
         }
-        self.shared.create_spare(capacity).map_err(|error| {
-            // A file that could not be made is no harm to those that are there.
-            tracing::warn!(%error, bytes = capacity, "no file for a new segment of the log");
-            NoSegment::Held("there is no room for a new segment of the log")
+        // A file that could not be made is no harm to those that are there.
+        (self.shared.create_spare(capacity)).map_err(|error| NoSegment::Held {
+            why: "there is no room for a new segment of the log",
+            error: Some(error),
         })
     }
 
@@ -579,7 +620,7 @@ enum WriteFailure {
 
 /// A batch of a group, and where its records are.
 struct Placed<'a> {
-    submission: &'a Submission,
+    submission: &'a Accepted,
     /// The sequence number of its first record in each of its streams.
     firsts: SmallVec<[(Key, SequenceNumber); 2]>,
     /// Where its frames start, from the start of the group.
@@ -587,7 +628,7 @@ struct Placed<'a> {
 }
 
 impl Group {
-    fn in_order(&self) -> impl Iterator<Item = &Submission> {
+    fn in_order(&self) -> impl Iterator<Item = &Accepted> {
         self.order.iter().filter_map(|&at| self.batches.get(at))
     }
 
@@ -624,26 +665,27 @@ impl Group {
 }
 
 impl Shared {
-    /// Turns a spare into the segment that a header describes.
+    /// Turns a spare into the segment that a header describes. The spare is gone if that fails.
     pub(super) fn begin_segment(
         &self,
         spare: Spare,
         header: &SegmentHeader,
     ) -> Result<Arc<Segment>, NoSegment> {
         let bytes = header.encode();
-        write_all_at(&*spare.file, &[IoSlice::new(&bytes)], 0).map_err(|error| {
-            if is_full(&error) {
-                NoSegment::Held("there is no room for a new segment of the log")
-            } else {
-                NoSegment::Failed(error)
-            }
-        })?;
+        let written =
+            write_all_at(&*spare.file, &[IoSlice::new(&bytes)], 0).and_then(|()| spare.file.sync());
+        if let Err(error) = written {
+            // No segment yet: recovery removes spares.
+            return Err(self.discard(spare, error));
+        }
+        match self.files.rename(&spare.name, &segment_name(header.id)) {
+            Ok(()) => {}
+            Err(error) if is_full(&error) => return Err(self.discard(spare, error)),
+            // Nobody knows which name it has.
+            Err(error) => return Err(NoSegment::Failed(error)),
+        }
         // From here on nobody may go on writing to the segment before, whatever happens: this one
         // says where it ended.
-        spare.file.sync().map_err(NoSegment::Failed)?;
-        self.files
-            .rename(&spare.name, &segment_name(header.id))
-            .map_err(NoSegment::Failed)?;
         self.files.sync_dir().map_err(NoSegment::Failed)?;
         let start = bytes.len() as u64;
         let fill = if spare.filled {
@@ -662,6 +704,18 @@ impl Shared {
             fill,
             Some(SegmentIndex::default()),
         )))
+    }
+
+    /// Throws a spare away that could not become a segment, so that it takes no room.
+    fn discard(&self, spare: Spare, error: io::Error) -> NoSegment {
+        drop(spare.file);
+        if let Err(error) = remove_if_there(&*self.files, &spare.name) {
+            tracing::debug!(%error, name = spare.name, "a spare file stays until the log is opened");
+        }
+        NoSegment::Held {
+            why: "no new segment of the log could be written",
+            error: Some(error),
+        }
     }
 
     /// A new file, reserved and not filled.

@@ -3,11 +3,35 @@
 //! First come, first served. A connection that floods is bounded by its own window, so it cannot
 //! put more in front of the others than that window holds.
 
+use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use fieldpost_store::StoreError;
 use fieldpost_store::log::Submission;
+
+/// A batch that the log has taken on. Whatever becomes of it, whoever submitted it is told.
+pub(super) struct Accepted(Submission);
+
+impl Deref for Accepted {
+    type Target = Submission;
+
+    fn deref(&self) -> &Submission {
+        &self.0
+    }
+}
+
+impl Drop for Accepted {
+    fn drop(&mut self) {
+        // Only a panic comes between a batch and its answer.
+        if !self.completion.is_decided(self.number) {
+            self.completion.set_failed(StoreError::ReadOnly {
+                reason: "the log was left without an answer to a batch".into(),
+            });
+            self.completion.wake();
+        }
+    }
+}
 
 /// Batches that were submitted and not yet taken by the committer.
 #[derive(Default)]
@@ -20,7 +44,7 @@ pub(super) struct Intake {
 
 #[derive(Default)]
 struct Queue {
-    batches: Vec<Submission>,
+    batches: Vec<Accepted>,
     /// The committer sleeps; whoever comes first wakes it.
     sleeping: bool,
     /// Somebody asks the committer to look around although there are no batches.
@@ -48,7 +72,7 @@ impl Intake {
         if let Some(error) = &queue.refused {
             return Err(error.clone());
         }
-        queue.batches.push(submission);
+        queue.batches.push(Accepted(submission));
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let wake = std::mem::take(&mut queue.sleeping);
         drop(queue);
@@ -60,13 +84,13 @@ impl Intake {
 
     /// Takes all that is queued, without waiting. `into` must be empty; its memory is used for
     /// what comes next.
-    pub(super) fn take(&self, into: &mut Vec<Submission>) -> Woken {
+    pub(super) fn take(&self, into: &mut Vec<Accepted>) -> Woken {
         let mut queue = self.lock();
         queue.take(into)
     }
 
     /// Takes all that is queued, and waits when there is nothing.
-    pub(super) fn wait(&self, into: &mut Vec<Submission>) -> Woken {
+    pub(super) fn wait(&self, into: &mut Vec<Accepted>) -> Woken {
         let mut queue = self.lock();
         while queue.batches.is_empty() && !queue.closing && !queue.nudged {
             queue.sleeping = true;
@@ -124,7 +148,7 @@ impl Intake {
     }
 
     /// Takes nothing more because of a failure, and gives what was queued.
-    pub(super) fn refuse(&self, error: StoreError) -> Vec<Submission> {
+    pub(super) fn refuse(&self, error: StoreError) -> Vec<Accepted> {
         let mut queue = self.lock();
         queue.refused = Some(error);
         std::mem::take(&mut queue.batches)
@@ -137,7 +161,7 @@ impl Intake {
 }
 
 impl Queue {
-    fn take(&mut self, into: &mut Vec<Submission>) -> Woken {
+    fn take(&mut self, into: &mut Vec<Accepted>) -> Woken {
         self.nudged = false;
         if into.is_empty() {
             std::mem::swap(&mut self.batches, into);

@@ -37,7 +37,7 @@ use std::time::Duration;
 
 use fieldpost_model::{Clock, Partitioning, StreamId, Timestamp};
 use fieldpost_store::StoreError;
-use fieldpost_store::log::{AtBytesMax, LogFigures, Retention, Submission};
+use fieldpost_store::log::{AtBytesMax, LogFigures, ReadRequest, Records, Retention, Submission};
 
 pub use committer::Turn;
 pub use format::LogId;
@@ -58,7 +58,7 @@ use tail::Tail;
 use time::SteadyTime;
 use watches::Watches;
 
-use crate::files::Files;
+use crate::files::{Files, is_full};
 use crate::health::StoreHealth;
 
 /// Segments are not made smaller than this.
@@ -85,7 +85,8 @@ pub struct LogSettings {
     pub segment_bytes_max: u64,
     /// Memory for recent groups.
     pub tail_bytes: usize,
-    /// How long records are kept, until told otherwise.
+    /// How long records are kept, until told otherwise. By default everything is, so that nothing
+    /// goes before whoever opened the log has found out how long that is.
     pub retention: Retention,
     /// When a filling disk holds writers back.
     pub marks: DiskMarks,
@@ -100,7 +101,7 @@ impl Default for LogSettings {
             segment_bytes_max: 256 << 20,
             tail_bytes: 64 << 20,
             retention: Retention {
-                age_min: Duration::from_secs(24 * 60 * 60),
+                age_min: Duration::MAX,
                 bytes_max: None,
                 at_bytes_max: AtBytesMax::HoldMessages,
             },
@@ -243,7 +244,10 @@ fn open(
             let segment = shared
                 .begin_segment(spare, &header)
                 .map_err(|error| match error {
-                    NoSegment::Held(why) => LogOpenError::ReadOnly(why.to_owned()),
+                    NoSegment::Held {
+                        error: Some(error), ..
+                    } if !is_full(&error) => LogOpenError::Io(error),
+                    NoSegment::Held { why, .. } => LogOpenError::ReadOnly(why.to_owned()),
                     NoSegment::Failed(error) => LogOpenError::Io(error),
                 })?;
             shared.segments.push(Arc::clone(&segment));
@@ -251,6 +255,7 @@ fn open(
             (segment, at, number)
         }
     };
+    let steady = SteadyTime::of_records(&*shared.clock);
     let mut committer = Committer {
         has_records: has_records && !active.is_sealed(),
         active,
@@ -259,6 +264,7 @@ fn open(
         last_durable,
         positions,
         store_time,
+        time: steady,
         pending: VecDeque::new(),
         holding: false,
         staging: Vec::new(),
@@ -299,6 +305,15 @@ impl Shared {
             return Ok(());
         };
         Err(StoreError::OutOfBounds { what })
+    }
+
+    /// The answer to a read from where the next record will be, or from behind that.
+    fn read_at_end(&self, request: &ReadRequest) -> Option<Records> {
+        let bounds = self.tail.bounds((request.stream, request.partition));
+        (request.from >= bounds.next).then(|| Records {
+            records: Vec::new(),
+            next: request.from,
+        })
     }
 
     fn retention(&self) -> Retention {

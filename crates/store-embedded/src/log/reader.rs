@@ -116,7 +116,8 @@ impl Shared {
             let begins = current.base.next(key);
             let has_some = (segment.as_ref()).is_none_or(|next| next.base.next(key) > begins);
             if has_some && let Some(found) = self.seek_time_in(&current, key, after)? {
-                return Ok(found.max(bounds.first));
+                // Segments out of two copies of a log may contradict each other.
+                return Ok(found.clamp(bounds.first, bounds.next));
             }
         }
         Ok(bounds.next)
@@ -481,6 +482,7 @@ fn damaged(
             "log/{name} at byte {at}: stream {stream} partition {partition} sequence numbers {from} to {last} cannot be read; sound records go on at {to}"
         )
         .into(),
+        resume: Some(to),
     }
 }
 

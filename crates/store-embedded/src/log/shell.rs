@@ -32,6 +32,8 @@ pub struct EmbeddedLog {
     shared: Arc<Shared>,
     reads: Arc<ReadQueue>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Whether every thread has come to its end.
+    ended: Arc<watch::Sender<bool>>,
 }
 
 /// Something to hold on to as long as a thread of the log is running: the lock on the directory.
@@ -72,6 +74,7 @@ impl EmbeddedLog {
             shared: Arc::clone(&shared),
             reads: Arc::clone(&reads),
             threads: Mutex::default(),
+            ended: Arc::default(),
         };
         // When a thread cannot be started, dropping `log` ends those that were.
         let start = |name: &str, run: Box<dyn FnOnce() + Send>| {
@@ -149,6 +152,12 @@ impl EventLog for EmbeddedLog {
         if let Some(records) = self.shared.tail.read(&request) {
             return futures_util::future::ready(Ok(records)).boxed();
         }
+        // A reader at the end is not to wait behind those that keep the disk busy.
+        if let Some(nothing) = self.shared.read_at_end(&request)
+            && !self.reads.is_closing()
+        {
+            return futures_util::future::ready(Ok(nothing)).boxed();
+        }
         self.ask(move |shared| shared.read(&request))
     }
 
@@ -193,19 +202,24 @@ impl EventLog for EmbeddedLog {
         self.stop();
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         let threads = std::mem::take(&mut *threads);
-        let (done, closed) = oneshot::channel();
-        let joiner = spawn("log-close", move || {
-            for thread in threads {
-                // A thread that panicked has nothing more to do either.
-                let _ = thread.join();
+        // Whoever closes it first has them waited for, and all others wait for that.
+        if !threads.is_empty() {
+            let ended = Arc::clone(&self.ended);
+            let joiner = spawn("log-close", move || {
+                for thread in threads {
+                    // A thread that panicked has nothing more to do either.
+                    let _ = thread.join();
+                }
+                ended.send_replace(true);
+            });
+            if let Err(error) = joiner {
+                tracing::warn!(%error, "no thread to wait for the log's threads");
+                self.ended.send_replace(true);
             }
-            let _ = done.send(());
-        });
-        if let Err(error) = joiner {
-            tracing::warn!(%error, "no thread to wait for the log's threads");
         }
+        let mut ended = self.ended.subscribe();
         async move {
-            let _ = closed.await;
+            let _ = ended.wait_for(|ended| *ended).await;
         }
         .boxed()
     }
@@ -222,6 +236,10 @@ impl ReadQueue {
         drop(jobs);
         self.arrived.notify_one();
         true
+    }
+
+    fn is_closing(&self) -> bool {
+        (self.jobs.lock().unwrap_or_else(PoisonError::into_inner)).closing
     }
 
     fn next(&self) -> Option<Job> {

@@ -5,10 +5,10 @@ use std::sync::{PoisonError, RwLock};
 
 use bytes::Bytes;
 use fieldpost_model::{SequenceNumber, Timestamp};
-use fieldpost_store::log::{Bounds, ReadRequest, Records, StoredRecord};
+use fieldpost_store::log::{Bounds, RECORD_FRAME_BYTES, ReadRequest, Records, StoredRecord};
 use smallvec::SmallVec;
 
-use super::format::{Key, Positions};
+use super::format::{Key, Positions, size};
 use super::frames::Frames;
 
 /// What a batch takes in memory besides its frames, roughly.
@@ -40,6 +40,16 @@ pub(super) struct RecentBatch {
     pub(super) enqueued: Timestamp,
     /// As the connection framed them; shared with it.
     pub(super) frames: Bytes,
+}
+
+/// A batch on its way into the ring.
+pub(super) struct Published {
+    /// The partitions that it belongs to, and its first number in each.
+    pub(super) places: SmallVec<[(Key, SequenceNumber); 2]>,
+    pub(super) count: u32,
+    pub(super) frames: Bytes,
+    /// Memory that the frames keep.
+    pub(super) memory_bytes: usize,
 }
 
 /// What a group put into the ring.
@@ -90,20 +100,25 @@ impl Tail {
         }
     }
 
-    /// Publishes a group: batches in the order of their sequence numbers, each with the
-    /// partitions that it belongs to and its first number there.
-    pub(super) fn publish(
-        &self,
-        enqueued: Timestamp,
-        batches: impl Iterator<Item = (SmallVec<[(Key, SequenceNumber); 2]>, u32, Bytes)>,
-    ) {
+    /// Publishes a group: batches in the order of their sequence numbers.
+    pub(super) fn publish(&self, enqueued: Timestamp, batches: impl Iterator<Item = Published>) {
+        // Readers wait for the lock, and this for them: nothing is done under it that can be done
+        // before or after.
+        let batches: Vec<Published> = batches.collect();
+        let mut evicted = Vec::new();
         let mut group = Group {
             batches: Vec::new(),
             bytes: 0,
         };
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        for (places, count, frames) in batches {
-            group.bytes += frames.len();
+        for Published {
+            places,
+            count,
+            frames,
+            memory_bytes,
+        } in batches
+        {
+            group.bytes += memory_bytes.max(frames.len());
             for (key, first) in places {
                 group.bytes += BATCH_BYTES;
                 state.append(key, first, count, enqueued, &frames);
@@ -119,29 +134,22 @@ impl Tail {
             let Some(oldest) = state.groups.pop_front() else {
                 break;
             };
-            state.evict(oldest);
+            state.evict(oldest, &mut evicted);
         }
+        drop(state);
+        drop(evicted);
     }
 
     /// Reads from memory alone.
     pub(super) fn read(&self, request: &ReadRequest) -> Option<Records> {
-        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        let partition = state.partitions.get(&(request.stream, request.partition))?;
-        let from = request.from.max(partition.bounds.first);
-        let recent = &partition.recent;
-        if from >= partition.bounds.next || recent.front()?.first > from {
-            return None;
-        }
-        let start = recent
-            .partition_point(|batch| batch.first <= from)
-            .checked_sub(1)?;
+        let (from, batches) = self.holding(request)?;
         let mut out = Records {
             records: Vec::new(),
             next: from,
         };
         let mut bytes = 0usize;
-        for batch in recent.range(start..) {
-            let mut frames = Frames::new(batch.frames.clone());
+        for batch in batches {
+            let mut frames = Frames::new(batch.frames);
             let skip = from.saturating_sub(batch.first);
             for _ in 0..skip {
                 frames.skip()?;
@@ -163,6 +171,38 @@ impl Tail {
             }
         }
         Some(out)
+    }
+
+    /// Where a read begins, and the batches that it is about: as many as it can take, or one more.
+    fn holding(&self, request: &ReadRequest) -> Option<(SequenceNumber, Vec<RecentBatch>)> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let partition = state.partitions.get(&(request.stream, request.partition))?;
+        let from = request.from.max(partition.bounds.first);
+        let recent = &partition.recent;
+        if from >= partition.bounds.next || recent.front()?.first > from {
+            return None;
+        }
+        let start = recent
+            .partition_point(|batch| batch.first <= from)
+            .checked_sub(1)?;
+        let mut batches = Vec::new();
+        let mut records = 0u64;
+        let mut bytes = 0usize;
+        for batch in recent.range(start..) {
+            batches.push(batch.clone());
+            let count = u64::from(batch.count);
+            let skipped = from.saturating_sub(batch.first);
+            records += count.saturating_sub(skipped);
+            // How much of a batch is skipped shows only when it is walked.
+            if skipped == 0 {
+                let headers = size(count).saturating_mul(RECORD_FRAME_BYTES);
+                bytes = bytes.saturating_add(batch.frames.len().saturating_sub(headers));
+            }
+            if records >= request.records_max as u64 || bytes > request.bytes_max {
+                break;
+            }
+        }
+        Some((from, batches))
     }
 }
 
@@ -201,12 +241,13 @@ impl State {
         });
     }
 
-    fn evict(&mut self, group: Group) {
+    /// Takes a group out; `evicted` gets what its memory hangs on.
+    fn evict(&mut self, group: Group, evicted: &mut Vec<RecentBatch>) {
         self.bytes = self.bytes.saturating_sub(group.bytes);
         for (key, batches) in group.batches {
             if let Some(partition) = self.partitions.get_mut(&key) {
                 for _ in 0..batches {
-                    partition.recent.pop_front();
+                    evicted.extend(partition.recent.pop_front());
                 }
                 if partition.recent.is_empty() {
                     partition.recent.shrink_to(16);
@@ -232,11 +273,12 @@ mod tests {
         let batch = builder.take().unwrap();
         tail.publish(
             Timestamp::from_millis(first as i64),
-            std::iter::once((
-                SmallVec::from_iter([(KEY, first)]),
-                batch.count,
-                batch.frames,
-            )),
+            std::iter::once(Published {
+                places: SmallVec::from_iter([(KEY, first)]),
+                count: batch.count,
+                frames: batch.frames,
+                memory_bytes: batch.memory_bytes,
+            }),
         );
     }
 
@@ -276,15 +318,73 @@ mod tests {
 
     #[test]
     fn the_ring_forgets_the_oldest_group_when_it_is_full() {
-        let tail = Tail::new(
-            3 * (BATCH_BYTES + 12),
-            &Positions::default(),
-            &Positions::default(),
-        );
+        let mut builder = BatchBuilder::new(KEY.1);
+        builder.push(|out| out.extend_from_slice(b"aaaa"));
+        let each = BATCH_BYTES + builder.take().unwrap().memory_bytes;
+        let tail = Tail::new(3 * each, &Positions::default(), &Positions::default());
         for first in 0..5 {
             publish(&tail, first, &[b"aaaa"]);
         }
         assert_eq!(read(&tail, 1, 100, 100), None);
         assert_eq!(read(&tail, 2, 100, 100), Some(vec![2, 3, 4]));
+    }
+
+    #[test]
+    fn the_ring_counts_the_memory_that_frames_keep() {
+        let mut builder = BatchBuilder::new(KEY.1);
+        let bodies = [[7; 1000]; 5];
+        for body in &bodies {
+            builder.push(|out| out.extend_from_slice(body));
+        }
+        let batch = builder.take().unwrap();
+        assert!(batch.memory_bytes > batch.frames.len());
+        let room = 2 * (BATCH_BYTES + batch.frames.len());
+        assert!(batch.memory_bytes + BATCH_BYTES <= room);
+        let tail = Tail::new(room, &Positions::default(), &Positions::default());
+        let bodies: Vec<&[u8]> = bodies.iter().map(|body| &body[..]).collect();
+        publish(&tail, 0, &bodies);
+        assert!(read(&tail, 0, 1, 1).is_some());
+        publish(&tail, 5, &bodies);
+        assert!(read(&tail, 5, 1, 1).is_some());
+        assert_eq!(read(&tail, 0, 1, 1), None);
+    }
+
+    #[test]
+    fn readers_do_not_wait_for_memory_to_be_freed() {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        use std::sync::{Arc, Weak};
+
+        /// Frames that look whether the ring can be read when they go.
+        struct Looks(Vec<u8>, Weak<Tail>, Arc<AtomicUsize>);
+
+        impl AsRef<[u8]> for Looks {
+            fn as_ref(&self) -> &[u8] {
+                &self.0
+            }
+        }
+
+        impl Drop for Looks {
+            fn drop(&mut self) {
+                if let Some(tail) = self.1.upgrade() {
+                    assert!(tail.state.try_read().is_ok());
+                    self.2.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+
+        let positions = Positions::default();
+        let tail = Arc::new(Tail::new(BATCH_BYTES + 100, &positions, &positions));
+        let freed = Arc::new(AtomicUsize::new(0));
+        for first in 0..4 {
+            let frames = Looks(vec![0; 60], Arc::downgrade(&tail), Arc::clone(&freed));
+            let published = Published {
+                places: SmallVec::from_iter([(KEY, first)]),
+                count: 1,
+                frames: Bytes::from_owner(frames),
+                memory_bytes: 60,
+            };
+            tail.publish(Timestamp::UNIX_EPOCH, std::iter::once(published));
+        }
+        assert_eq!(freed.load(Ordering::Relaxed), 3);
     }
 }

@@ -10,8 +10,15 @@ const STEP: Duration = Duration::from_secs(5 * 60);
 /// A step is believed after it has held for this long.
 const HOLD: Duration = Duration::from_secs(10 * 60);
 
+/// A step is believed after it has held for this long where records get their times: a wrong one
+/// stays in the log, and so does one that was held back.
+const HOLD_RECORDS: Duration = Duration::from_secs(60);
+
 /// Decides what time it is for things that cannot be undone.
 pub(super) struct SteadyTime {
+    hold: Duration,
+    /// What a step means for the time being, for the operator.
+    meanwhile: &'static str,
     /// Wall-clock time at monotonic zero, as believed.
     believed: Option<Timestamp>,
     /// Another one, and since when it has been seen.
@@ -30,6 +37,26 @@ impl SteadyTime {
                     .saturating_sub(elapsed),
             ),
             stepped: None,
+            hold: HOLD,
+            meanwhile: "nothing expires until that has held for 10 minutes",
+        }
+    }
+
+    /// Begins with the clock as it is, for the times of records.
+    pub(super) fn of_records(clock: &dyn Clock) -> Self {
+        Self {
+            hold: HOLD_RECORDS,
+            meanwhile: "records go on with the expected time until that has held for a minute",
+            ..Self::after(None, clock)
+        }
+    }
+
+    /// The time, without a step ahead that has not held for long enough.
+    pub(super) fn not_ahead(&mut self, clock: &dyn Clock) -> Timestamp {
+        let expected = |zero: Timestamp| zero.saturating_add(clock.monotonic());
+        match self.now(clock) {
+            Some(now) => now,
+            None => (self.believed.map(expected)).map_or(clock.now(), |time| time.min(clock.now())),
         }
     }
 
@@ -48,7 +75,7 @@ impl SteadyTime {
         }
         match self.stepped {
             Some((seen, since)) if distance(seen, zero) <= STEP => {
-                if elapsed.saturating_sub(since) >= HOLD {
+                if elapsed.saturating_sub(since) >= self.hold {
                     self.believed = Some(zero);
                     self.stepped = None;
                     return Some(wall);
@@ -57,7 +84,8 @@ impl SteadyTime {
             _ => {
                 tracing::warn!(
                     now = %wall,
-                    "the clock is more than 5 minutes off what was expected; nothing expires until that has held for 10 minutes"
+                    "the clock is more than 5 minutes off what was expected; {}",
+                    self.meanwhile
                 );
                 self.stepped = Some((zero, elapsed));
             }

@@ -43,6 +43,12 @@ impl Completion {
         let _ = self.failed.set(error);
     }
 
+    /// Whether the appender was told of the batch with this number, be it durable or failed.
+    #[must_use]
+    pub fn is_decided(&self, number: u64) -> bool {
+        self.durable.load(Ordering::Acquire) >= number || self.failed.get().is_some()
+    }
+
     /// Wakes the appender. Called by engines after all of a group is recorded.
     pub fn wake(&self) {
         self.waker.wake();

@@ -22,6 +22,8 @@ pub struct Batch {
     pub count: u32,
     /// The framed records, one after the other.
     pub frames: Bytes,
+    /// Memory that `frames` keeps, in bytes: what they were framed into is larger than they are.
+    pub memory_bytes: usize,
 }
 
 /// Frames records into a batch for the built-in stream.
@@ -82,7 +84,9 @@ impl BatchBuilder {
         if self.count == 0 {
             return None;
         }
+        let memory_bytes = self.frames.capacity();
         Some(Batch {
+            memory_bytes,
             streams: smallvec![StreamId::BUILT_IN],
             partition: self.partition,
             count: std::mem::take(&mut self.count),

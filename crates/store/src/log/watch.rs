@@ -5,7 +5,8 @@ use std::task::{Context, Poll};
 
 use atomic_waker::AtomicWaker;
 
-/// A reader's bell, rung by the log after a group. One serves any number of partitions.
+/// A reader's bell, rung by the log after a group. One serves any number of partitions, and one
+/// task.
 #[derive(Debug, Default)]
 pub struct TailWatch {
     rung: AtomicBool,
@@ -23,6 +24,7 @@ impl TailWatch {
 
     /// Ready when the bell was rung since the last time this was ready.
     ///
+    /// One task polls it: a second one would take the place of the first, which then sleeps on.
     /// The reader looks at its partitions after this is ready, so nothing is missed.
     pub fn poll_rung(&self, cx: &mut Context<'_>) -> Poll<()> {
         if self.rung.swap(false, Ordering::AcqRel) {

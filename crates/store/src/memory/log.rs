@@ -370,6 +370,7 @@ impl EventLog for MemoryLog {
             .collect::<Result<_, _>>()
             .map_err(|error| StoreError::Damaged {
                 what: format!("a batch for partition {}: {error}", batch.partition).into(),
+                resume: None,
             })?;
         let mut news = News::default();
         let mut state = self.lock();

@@ -43,11 +43,19 @@ pub(crate) fn name<'a>(message: &Message<'a>) -> Option<&'a str> {
     map.get("name").ok()??.as_str()
 }
 
+/// Longest message id, in bytes, that is given back. Answers wait until their client takes them,
+/// and the id is the one part of them whose size the client chooses.
+const ID_BYTES_MAX: usize = 512;
+
 /// The values that tell whom to answer: what the reply's correlation id is, and the address of the
-/// link that it is wanted on.
+/// link that it is wanted on. What is no message id by its type or size is not given back.
 pub(crate) fn correlation<'a>(message: &Message<'a>) -> (Option<ValueRef<'a>>, Option<&'a str>) {
     let properties = message.properties().unwrap_or_default();
     let id = properties.message_id.or(properties.correlation_id);
+    let id = id.filter(|id| match id {
+        ValueRef::List(_) | ValueRef::Map(_) | ValueRef::Array(_) | ValueRef::Described(_) => false,
+        scalar => scalar.as_bytes().map_or(0, <[u8]>::len) <= ID_BYTES_MAX,
+    });
     (id, properties.reply_to.and_then(|value| value.as_str()))
 }
 
@@ -88,6 +96,7 @@ fn data<'a>(message: &Message<'a>) -> Cow<'a, [u8]> {
 #[cfg(test)]
 mod tests {
     use fieldpost_amqp::message::put_data;
+    use fieldpost_amqp::{Decoder, Encoder};
 
     use super::*;
 
@@ -141,6 +150,29 @@ mod tests {
         let bytes = request("delete-token", |out| put_value(out, |e| e.string("t")));
         let refused = token(&Message::parse(&bytes).unwrap());
         assert_eq!(refused.map_err(|status| status.code), Err(400));
+    }
+
+    #[test]
+    fn only_what_can_be_a_message_id_is_given_back() {
+        let check = |id: ValueRef<'_>, given_back: bool| {
+            let mut bytes = BytesMut::new();
+            let properties = Properties {
+                message_id: Some(id),
+                ..Properties::default()
+            };
+            put_properties(&mut bytes, &properties);
+            let (read, _) = correlation(&Message::parse(&bytes).unwrap());
+            assert_eq!(read, given_back.then_some(id));
+        };
+        let long = "x".repeat(ID_BYTES_MAX + 1);
+        check(ValueRef::Uuid([7; 16]), true);
+        check(ValueRef::Int(-1), true);
+        check(ValueRef::String(&long[1..]), true);
+        check(ValueRef::String(&long), false);
+        check(ValueRef::Binary(long.as_bytes()), false);
+        let mut list = BytesMut::new();
+        Encoder::new(&mut list).list(|e| e.string(&long));
+        check(Decoder::new(&list).value().unwrap(), false);
     }
 
     #[test]

@@ -19,8 +19,8 @@ pub(crate) struct Marks {
 
 /// The message that a payload and the bag in its topic make.
 ///
-/// Total: what does not decode is kept as it is, and what has no meaning is an application property.
-/// Borrows wherever nothing was encoded.
+/// Total: what does not decode is kept as it is, and what has no meaning is an application
+/// property. Borrows wherever nothing was encoded.
 pub(crate) fn decode<'a>(bag: &'a str, payload: &'a [u8], marks: Marks) -> DeviceMessage<'a> {
     let mut message = DeviceMessage {
         body: Cow::Borrowed(payload),
@@ -38,7 +38,7 @@ pub(crate) fn decode<'a>(bag: &'a str, payload: &'a [u8], marks: Marks) -> Devic
             None => (piece, None),
         };
         if !name.is_empty() {
-            set(&mut message, percent_decoded(name), value);
+            set(&mut message, name, value);
         }
     }
     if marks.retain {
@@ -54,15 +54,45 @@ pub(crate) fn decode<'a>(bag: &'a str, payload: &'a [u8], marks: Marks) -> Devic
     message
 }
 
-fn set<'a>(message: &mut DeviceMessage<'a>, name: Cow<'a, str>, value: Option<Cow<'a, str>>) {
-    let system = &mut message.system;
-    let Some(key) = name.strip_prefix("$.") else {
-        // What an acknowledgement of a message to the hub would be, nobody has said.
-        if !name.eq_ignore_ascii_case("iothub-ack") {
-            message.properties.set(name, value);
+/// A value that may be null.
+type Value<'a> = Option<Cow<'a, str>>;
+
+fn set<'a>(message: &mut DeviceMessage<'a>, encoded_name: &'a str, mut value: Value<'a>) {
+    if let Some(key) = plain_system_key(encoded_name) {
+        match set_system(message, key, value) {
+            Ok(()) => return,
+            Err(back) => value = back,
         }
-        return;
-    };
+    }
+    let name = percent_decoded(encoded_name);
+    if let Some(key) = name.strip_prefix("$.") {
+        match set_system(message, key, value) {
+            Ok(()) => return,
+            Err(back) => value = back,
+        }
+    }
+    // What an acknowledgement of a message to the hub would be, nobody has said.
+    if !name.eq_ignore_ascii_case("iothub-ack") {
+        message.properties.set(name, value);
+    }
+}
+
+/// The key of a system property in one of the two spellings that SDKs use. To decode such a name
+/// would cost an allocation for each system property of each message.
+fn plain_system_key(name: &str) -> Option<&str> {
+    let key = name
+        .strip_prefix("%24.")
+        .or_else(|| name.strip_prefix("$."))?;
+    (!key.contains('%')).then_some(key)
+}
+
+/// Sets the system property of that key; gives the value back when there is none.
+fn set_system<'a>(
+    message: &mut DeviceMessage<'a>,
+    key: &str,
+    value: Value<'a>,
+) -> Result<(), Value<'a>> {
+    let system = &mut message.system;
     match key {
         "mid" => system.message_id = value,
         "cid" => system.correlation_id = value,
@@ -84,8 +114,9 @@ fn set<'a>(message: &mut DeviceMessage<'a>, name: Cow<'a, str>, value: Option<Co
             .set("iothub-message-schema".into(), value),
         // Whom the connection speaks for is known; what the client says of it is not believed.
         "cdid" | "cmid" => {}
-        _ => message.properties.set(name, value),
+        _ => return Err(value),
     }
+    Ok(())
 }
 
 fn into_bytes(text: Cow<'_, str>) -> Cow<'_, [u8]> {
@@ -230,6 +261,11 @@ mod tests {
         check("$.exp=soon&a=1", DEVICE, &["a=1"]);
         check("iothub-ack=full&a=1", DEVICE, &["a=1"]);
         check("$.new=1&%24.diagid=ab", DEVICE, &["$.new=1", "$.diagid=ab"]);
+        check(
+            "%24%2Emid=1&%24.%63t=t",
+            DEVICE,
+            &["message-id: 1", "content-type: t"],
+        );
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The words of Azure IoT Hub's MQTT dialect: user names, topics, filters and property bags.
 //!
 //! Source of every form: Azure IoT Hub's documentation of its MQTT support, and what the device
-//! SDKs send beyond it. Ids are compared as raw text everywhere: no SDK encodes them in MQTT, and an
-//! id may hold `%`, `#`, `+` and `?`.
+//! SDKs send beyond it. Ids are compared as raw text everywhere: no SDK encodes them in MQTT, and
+//! an id may hold `%`, `#`, `+` and `?`.
 
 mod bag;
 mod filter;

@@ -9,8 +9,8 @@ use fieldpost_hub::events::{OpenReceiver, ReceiverRefused};
 use fieldpost_hub::policies::Rights;
 use futures_util::FutureExt;
 
-use super::reader::{FetchFailed, Opening, Reader};
-use super::requests::{self, Answers, REQUEST_CREDIT, Service};
+use super::reader::{FetchFailed, Fetched, Opening, Reader};
+use super::requests::{self, ANSWERS_IN_ALL_MAX, Answers, REQUEST_CREDIT, Service};
 use super::{Node, STARTS_MAX, Session, queue_turn};
 use crate::dialect::amqp::address::{Address, PartitionAddress};
 use crate::dialect::amqp::error;
@@ -146,6 +146,16 @@ impl Session {
             .ok_or_else(not_found)?;
         let request = ReceiverRequest::of(attach)
             .map_err(|invalid| NotOpened::new("argument", error::invalid_receiver(invalid)))?;
+        if self.fetches.len() >= STARTS_MAX {
+            return Err(NotOpened::new("busy", error::busy()));
+        }
+        // All but a search by time is known at once, and nobody has to give way to a receiver that
+        // cannot start. It matters for "latest" too, which is meant from this moment on.
+        let mut start = hub.events().resolve_start(partition, request.start);
+        let known = (&mut start)
+            .now_or_never()
+            .transpose()
+            .map_err(|error| NotOpened::new("start", error::start_refused(&error)))?;
         let receiver = hub
             .events()
             .open_receiver(OpenReceiver {
@@ -168,30 +178,28 @@ impl Session {
                     ),
                 }
             })?;
-        if self.fetches.len() >= STARTS_MAX {
-            return Err(NotOpened::new("busy", error::busy()));
-        }
-        let start = receiver.resolve_start(request.start);
-        let (mut reader, fetch) = Reader::open(Opening {
+        let mut reader = Reader::open(Opening {
             receiver,
             path,
             name: request.receiver_name,
             runtime_metric: request.runtime_metric,
             allowed_until,
-            start,
-        })
-        .map_err(|error| NotOpened::new("start", error::start_refused(&error)))?;
+            start: known,
+        });
         let reply = LinkReply {
             snd_settle_mode: Some(SndSettleMode::Settled),
             ..LinkReply::default()
         };
         if self.engine.accept_link(link, reply).is_err() {
-            // The client has gone again.
+            // The client has gone again, or takes no frames of that size and was told so.
             return Ok(());
         }
-        if let Some(fetch) = fetch {
-            self.fetches
-                .push(fetch.map(move |found| (link, found)).boxed());
+        if known.is_none() {
+            self.fetches.push(
+                start
+                    .map(move |found| (link, Fetched::Start(found)))
+                    .boxed(),
+            );
         }
         queue_turn(&mut self.turns, link, &mut reader);
         self.nodes.insert(link, Node::Reader(Box::new(reader)));
@@ -241,9 +249,10 @@ impl Session {
         let Some(Node::Answers(answers)) = self.nodes.get_mut(&link) else {
             return;
         };
-        if answers.push(answered.answer) {
-            answers.flush(link, &mut self.engine);
-        } else {
+        let taken = answers.push(answered.answer)
+            && (answers.flush(link, &mut self.engine)
+                || requests::answers_waiting(&self.nodes) <= ANSWERS_IN_ALL_MAX);
+        if !taken {
             self.detach(link, error::answers_not_taken());
         }
     }

@@ -39,8 +39,8 @@ use self::requests::{Answers, Service};
 use crate::clock::{Alarm, within};
 use crate::context::ConnectionContext;
 use crate::dialect::amqp::error;
-use crate::figures::{OpenConnection, count_refused};
-use crate::io::{Input, poll_read_scratch, poll_write_all};
+use crate::figures::count_refused;
+use crate::io::{Input, SCRATCH_BYTES, poll_read_scratch_up_to, poll_write_all};
 
 /// Bytes of output from which on no reader gets a turn.
 const OUTPUT_BYTES_MAX: usize = 128 * 1024;
@@ -58,12 +58,21 @@ const QUIET: Duration = Duration::from_secs(5);
 /// Rounds of a poll after which other tasks get their chance.
 const ROUNDS_MAX: usize = 32;
 
+/// How long a hub that is being stopped waits for a peer to confirm its close. The Python Event
+/// Hubs client looks at each of its connections only about once a second.
+const STOP_LINGER: Duration = Duration::from_millis(500);
+
 /// How often, at the latest, the wall clock is compared with the expiry of grants: it may be set,
 /// which no timer notices.
 const EXPIRY_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
-/// What the SASL layer offers. EXTERNAL is for connections with a client certificate.
-const MECHANISMS: &[&str] = &[mechanism::MSSBCBS, mechanism::ANONYMOUS, mechanism::PLAIN];
+/// What the SASL layer offers: the last three, or all to a client that showed a certificate.
+const MECHANISMS: &[&str] = &[
+    mechanism::EXTERNAL,
+    mechanism::MSSBCBS,
+    mechanism::ANONYMOUS,
+    mechanism::PLAIN,
+];
 
 static CONFIG: LazyLock<Arc<Config>> = LazyLock::new(Arc::default);
 
@@ -74,7 +83,6 @@ pub(crate) async fn serve<S>(mut stream: S, context: ConnectionContext)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let _open = OpenConnection::count("amqp", context.over.as_str());
     let timer = Arc::clone(context.timer());
     let linger = context.limits.linger;
     let mut session = Session::new(context);
@@ -86,6 +94,16 @@ where
     drop(session);
     // Whether the peer sees the end of the stream or not, there is nothing more to say to it.
     let _ = within(&timer, linger, stream.shutdown()).await;
+}
+
+/// The mechanisms for one connection.
+fn mechanisms(context: &ConnectionContext) -> &'static [&'static str] {
+    let without_external = MECHANISMS.get(1..).unwrap_or_default();
+    if context.client_certificate {
+        MECHANISMS
+    } else {
+        without_external
+    }
 }
 
 /// Why a session is over.
@@ -117,6 +135,17 @@ impl End {
             _ => None,
         }
     }
+}
+
+/// What became of the peer's bytes in one round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Intake {
+    /// The engine took some; there may be more.
+    Taken,
+    /// There are none; the socket wakes the task when they come.
+    Awaited,
+    /// The engine takes none before its output is written or a login is decided.
+    Blocked,
 }
 
 /// What stands at the hub's end of a link.
@@ -165,7 +194,7 @@ impl Session {
     fn new(context: ConnectionContext) -> Self {
         let now = context.monotonic();
         Self {
-            engine: Connection::server(Arc::clone(&CONFIG), MECHANISMS),
+            engine: Connection::server(Arc::clone(&CONFIG), mechanisms(&context)),
             leftover: BytesMut::new(),
             grants: Grants::default(),
             nodes: HashMap::new(),
@@ -207,8 +236,8 @@ impl Session {
             self.poll_login(cx);
             self.poll_bell(cx);
             self.poll_fetches(cx);
-            let read = match self.poll_input(cx, stream, now) {
-                Ok(read) => read,
+            let intake = match self.poll_input(cx, stream, now) {
+                Ok(intake) => intake,
                 Err(end) => return Poll::Ready(end),
             };
             while let Some(event) = self.engine.next_event() {
@@ -226,10 +255,15 @@ impl Session {
                     return Poll::Ready(end);
                 }
             }
+            let read = intake == Intake::Taken;
             if read || sent {
                 self.quiet_due = Some(now.saturating_add(QUIET));
             }
-            if read || (written && sent) {
+            // What the full output held back goes on as soon as all of that is written: no waker
+            // stands for it.
+            let freed =
+                !self.turns.is_empty() || (intake == Intake::Blocked && self.engine.wants_input());
+            if read || (written && (sent || freed)) {
                 continue;
             }
             if self.alarm.poll(cx, self.deadline()).is_pending() {
@@ -313,6 +347,9 @@ impl Session {
             let _ = self.engine.detach(link, Some(error::detach_forced()));
         }
         self.close(error::connection_forced(), "drain", now);
+        if let Some((_, due)) = &mut self.ending {
+            *due = now.saturating_add(STOP_LINGER).min(*due);
+        }
     }
 
     // Grants.
@@ -336,6 +373,7 @@ impl Session {
 
     /// Throws out readers whose rights have expired, and a connection whose login has.
     fn check_grants(&mut self, now: Duration) {
+        self.grants_due = None;
         let wall = self.context.timer().now();
         if self
             .grants
@@ -373,7 +411,6 @@ impl Session {
         }
         if last_expiry <= wall {
             // Nothing that was proved holds any longer.
-            self.grants_due = None;
             let due = now.saturating_add(self.context.limits.amqp_authentication);
             self.authentication_due = Some(due);
             return;
@@ -383,23 +420,26 @@ impl Session {
 
     // The peer's bytes.
 
-    /// Feeds the engine; true when there may be more to feed.
+    /// Feeds the engine.
     fn poll_input<S>(
         &mut self,
         cx: &mut Context<'_>,
         stream: &mut S,
         now: Duration,
-    ) -> Result<bool, End>
+    ) -> Result<Intake, End>
     where
         S: AsyncRead + Unpin,
     {
+        if !self.engine.wants_input() {
+            return Ok(Intake::Blocked);
+        }
+        let unauthenticated = self.grants.last_expiry().is_none();
+        let few = self.context.limits.unauthenticated_bytes_max;
         let before = self.engine.incomplete_bytes();
         let taken = if self.leftover.is_empty() {
-            if !self.engine.wants_input() {
-                return Ok(false);
-            }
+            let room = if unauthenticated { few } else { SCRATCH_BYTES };
             let (engine, leftover) = (&mut self.engine, &mut self.leftover);
-            let read = poll_read_scratch(stream, cx, |bytes| {
+            let read = poll_read_scratch_up_to(stream, cx, room, |bytes| {
                 let taken = engine.feed(bytes, now);
                 if let Ok(count) = taken {
                     leftover.extend_from_slice(bytes.get(count..).unwrap_or_default());
@@ -407,7 +447,7 @@ impl Session {
                 taken
             });
             match read {
-                Poll::Pending => return Ok(false),
+                Poll::Pending => return Ok(Intake::Awaited),
                 Poll::Ready(Err(error)) => return Err(End::Socket(error)),
                 Poll::Ready(Ok(Input::End)) => return Err(End::PeerGone),
                 Poll::Ready(Ok(Input::Bytes(taken))) => taken,
@@ -415,7 +455,6 @@ impl Session {
         } else {
             let taken = self.engine.feed(&self.leftover, now);
             match taken {
-                Ok(0) => return Ok(false),
                 Ok(count) if count >= self.leftover.len() => self.leftover = BytesMut::new(),
                 Ok(count) => self.leftover.advance(count),
                 Err(_) => {}
@@ -428,14 +467,13 @@ impl Session {
                 let fresh = incomplete < before.saturating_add(count);
                 let held = incomplete + self.leftover.len();
                 self.context.incomplete.hold(held, fresh, now);
-                let unauthenticated = self.grants.last_expiry().is_none();
-                if unauthenticated && incomplete > self.context.limits.unauthenticated_bytes_max {
+                if unauthenticated && incomplete > few {
                     return Err(End::Incomplete);
                 }
             }
             Err(fatal) => self.end_with(End::Fatal(fatal), now),
         }
-        Ok(true)
+        Ok(Intake::Taken)
     }
 
     fn on_event(&mut self, event: Event, now: Duration) {
@@ -498,7 +536,13 @@ impl Session {
 
     fn on_sasl_init(&mut self, init: &SaslInit) {
         let name = init.mechanism.as_str();
-        if [mechanism::MSSBCBS, mechanism::ANONYMOUS].contains(&name) {
+        let is_good = match name {
+            mechanism::MSSBCBS | mechanism::ANONYMOUS => true,
+            // What the certificate opens is asked when a link is attached.
+            mechanism::EXTERNAL => self.context.client_certificate,
+            _ => false,
+        };
+        if is_good {
             self.sasl_outcome(SaslCode::Ok);
             return;
         }

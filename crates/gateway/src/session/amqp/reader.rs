@@ -6,8 +6,8 @@ use bytes::BytesMut;
 use fieldpost_amqp::{Connection, Delivery, Error, LinkId, SendError};
 use fieldpost_hub::events::{Receiver, StartError};
 use fieldpost_model::{SequenceNumber, Timestamp};
+use fieldpost_store::StoreError;
 use fieldpost_store::log::Records;
-use fieldpost_store::{Answer, StoreError};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use metrics::{Counter, Gauge, counter, gauge};
@@ -87,36 +87,28 @@ pub(super) struct Opening {
     pub(super) name: Option<String>,
     pub(super) runtime_metric: bool,
     pub(super) allowed_until: Timestamp,
-    pub(super) start: Answer<Result<SequenceNumber, StartError>>,
+    /// Where it starts; none when that is still being found, and then told by
+    /// [`Fetched::Start`].
+    pub(super) start: Option<SequenceNumber>,
 }
 
 impl Reader {
-    /// A reader, and the search for its start where that takes time.
-    ///
-    /// # Errors
-    /// When it is known at once that the start position cannot be used.
-    pub(super) fn open(mut opening: Opening) -> Result<(Self, Option<Fetch>), StartError> {
-        // All but a search by time is known at once. That matters for "latest", which is meant
-        // from the moment of the attach on.
-        let (next, fetch) = match (&mut opening.start).now_or_never() {
-            Some(start) => (Some(start?), None),
-            None => (None, Some(opening.start.map(Fetched::Start).boxed())),
-        };
+    /// A reader that has sent nothing yet.
+    pub(super) fn open(opening: Opening) -> Self {
         FIGURES.open.increment(1);
-        let reader = Self {
+        Self {
             receiver: opening.receiver,
             path: opening.path,
             name: opening.name,
             runtime_metric: opening.runtime_metric,
             allowed_until: opening.allowed_until,
-            next,
+            next: opening.start,
             fetched: None,
-            fetching: fetch.is_some(),
+            fetching: opening.start.is_none(),
             queued: false,
             draining: false,
             next_tag: 0,
-        };
-        Ok((reader, fetch))
+        }
     }
 
     /// What the reader's rights are checked against.
@@ -253,7 +245,11 @@ impl Reader {
         }
         FIGURES.events.increment(events);
         FIGURES.bytes.increment(bytes);
-        turn
+        match turn {
+            // Nothing went out, so that another turn would end the same way.
+            Turn::More if events == 0 => Turn::Idle,
+            turn => turn,
+        }
     }
 }
 

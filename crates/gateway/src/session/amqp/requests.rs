@@ -26,6 +26,9 @@ pub(super) const REQUEST_CREDIT: u32 = 100;
 /// taking their answers.
 const ANSWERS_MAX: usize = 100;
 
+/// Answers that wait on all links of a connection.
+pub(super) const ANSWERS_IN_ALL_MAX: usize = 1000;
+
 /// A node that answers requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Service {
@@ -91,6 +94,15 @@ impl Answers {
         }
         true
     }
+}
+
+/// Answers that wait for credit, over all links. Only asked when a client lets some wait.
+pub(super) fn answers_waiting(nodes: &HashMap<LinkId, Node>) -> usize {
+    let waiting = nodes.values().map(|node| match node {
+        Node::Answers(answers) => answers.waiting.len(),
+        Node::Requests(_) | Node::Reader(_) => 0,
+    });
+    waiting.sum()
 }
 
 /// The link on which the answer to a request that came on `request` goes.

@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use fieldpost_hub::auth::{AuthError, DevicePrincipal};
 use fieldpost_hub::ingest::Hold;
-use fieldpost_hub::presence::Session;
+use fieldpost_hub::presence::{Eviction, Session};
 use fieldpost_hub::secrets::Secret;
-use fieldpost_hub::subscriptions::Features;
+use fieldpost_hub::subscriptions::{Features, Subscriptions};
 use fieldpost_model::Identity;
 use fieldpost_mqtt::{Connect, Refusal, ServerConnection, ServerEvent};
 use fieldpost_store::StoreError;
+use futures_util::FutureExt;
 use tokio::io::AsyncRead;
 use tracing::debug;
 
@@ -196,24 +197,20 @@ async fn decide(hello: Hello, context: &ConnectionContext) -> Result<(Opened, bo
         })?;
     let will = hello.will?;
     // From here on an older connection of the same identity is gone.
-    let session = hub
+    let mut session = hub
         .presence()
         .connect(hello.identity, Arc::clone(&principal.generation_id))
         .await;
-    let subscriptions = hub.subscriptions();
-    let stored = subscriptions.load(&principal).await;
-    let stored = stored.map_err(|error| not_ready(&error))?;
-    if hello.clean_session && stored.is_some() {
-        let removed = subscriptions.remove(&principal).await;
-        removed.map_err(|error| not_ready(&error))?;
-    }
-    let kept = stored.filter(|_| !hello.clean_session);
-    let session_present = kept.is_some();
+    // Whoever has lost the place already must not touch what is stored for its next holder.
+    check_standing(&mut session)?;
+    let stored = stored_session(hub.subscriptions(), &principal, hello.clean_session).await?;
+    check_standing(&mut session)?;
+    let session_present = stored.is_some();
     Ok((
         Opened {
             principal,
             session,
-            features: kept.unwrap_or_default(),
+            features: stored.unwrap_or_default(),
             durable: !hello.clean_session,
             model_id: hello.model_id,
             will,
@@ -221,6 +218,41 @@ async fn decide(hello: Hello, context: &ConnectionContext) -> Result<(Opened, bo
         },
         session_present,
     ))
+}
+
+/// Whether the place among the connections is still this one's. Without it there is no CONNACK, and
+/// no will to publish.
+fn check_standing(session: &mut Session) -> Result<(), Ending> {
+    match session.evicted().now_or_never() {
+        None => Ok(()),
+        Some(eviction @ Eviction::Replaced) => Err(Ending::Evicted(eviction)),
+        Some(eviction @ (Eviction::Disabled | Eviction::Deleted)) => {
+            Err(Ending::Refused(Refused::Denied(eviction.as_str())))
+        }
+        Some(Eviction::Cut | Eviction::Closing) => Err(Ending::Refused(Refused::NotReady)),
+    }
+}
+
+/// What goes on from earlier connections. A clean session ends that, any other begins a session
+/// that is there for the next connection even if nothing is ever subscribed to [MQTT-3.1.2-4].
+async fn stored_session(
+    subscriptions: &Subscriptions,
+    principal: &DevicePrincipal,
+    clean: bool,
+) -> Result<Option<Features>, Ending> {
+    let stored = subscriptions.load(principal).await;
+    let stored = stored.map_err(|error| not_ready(&error))?;
+    let changed = match (clean, stored) {
+        (true, Some(_)) => subscriptions.remove(principal).await,
+        (false, None) => match subscriptions.store(principal, Features::default()).await {
+            // It has nothing to remember yet, and a full disk is no reason to turn devices away.
+            Err(StoreError::Full) => Ok(()),
+            stored => stored,
+        },
+        _ => Ok(()),
+    };
+    changed.map_err(|error| not_ready(&error))?;
+    Ok(stored.filter(|_| !clean))
 }
 
 fn not_ready(error: &StoreError) -> Ending {

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
+use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -70,6 +71,8 @@ struct Core {
     paused: bool,
     draining_until: Option<Duration>,
     unflushed: bool,
+    /// The peer takes nothing any more. What it said before is still read.
+    write_error: Option<io::Error>,
     alarm: Alarm,
     expires: Timestamp,
     expiry_due: Duration,
@@ -158,6 +161,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Running<S> {
                 paused: false,
                 draining_until: None,
                 unflushed: true,
+                write_error: None,
                 alarm,
                 expires,
                 expiry_due,
@@ -190,10 +194,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Running<S> {
             core.look_for_ends(cx)?;
             core.release_acks(cx)?;
             core.finish_change(cx)?;
-            if core.unflushed || core.engine.output_len() > 0 {
-                let written = poll_write_all(stream, cx, &mut Unwritten(&mut core.engine));
-                core.unflushed = written.map_err(Ending::from)?.is_pending();
-            }
+            core.write(stream, cx);
             core.leave_when_drained()?;
             if let Round::Progress = core.read(stream, cx)? {
                 continue;
@@ -221,7 +222,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Running<S> {
         let published = room.is_some()
             && core.sender.accept(&message).is_ok()
             && matches!(core.sender.submit(), Ok(Some(_)));
-        if !published {
+        if published {
+            core.figures.messages.increment(1);
+            core.figures
+                .payload_bytes
+                .increment(message.body.len() as u64);
+        } else {
             metrics::counter!("fieldpost_wills_dropped_total").increment(1);
             debug!("a will was dropped: the hub had no room for it");
         }
@@ -286,6 +292,28 @@ impl Core {
         Ok(())
     }
 
+    /// Writes what there is to write. A failure does not end the connection by itself: a client
+    /// that sends, says DISCONNECT and goes without waiting for answers has been heard out first.
+    fn write<S>(&mut self, stream: &mut S, cx: &mut Context<'_>)
+    where
+        S: AsyncWrite + Unpin,
+    {
+        if self.unflushed || self.engine.output_len() > 0 {
+            let written = match &self.write_error {
+                None => poll_write_all(stream, cx, &mut Unwritten(&mut self.engine)),
+                Some(_) => {
+                    drop(self.engine.take_output());
+                    Poll::Ready(Ok(()))
+                }
+            };
+            self.unflushed = written.is_pending();
+            if let Poll::Ready(Err(error)) = written {
+                drop(self.engine.take_output());
+                self.write_error = Some(error);
+            }
+        }
+    }
+
     /// A drained connection ends when everything read from it is durable and acknowledged.
     fn leave_when_drained(&self) -> Result<(), Ending> {
         let done = self.acks.is_empty() && self.sender.in_flight() == 0 && !self.unflushed;
@@ -300,17 +328,18 @@ impl Core {
     where
         S: AsyncRead + Unpin,
     {
+        let now = self.context.monotonic();
         // A client that does not take its answers is silent, whatever it sends meanwhile.
         if self.draining_until.is_some() || self.engine.output_len() > OUTPUT_BYTES_MAX {
             // Its turn at the byte budget must not lie idle meanwhile.
             self.sender.withdraw();
+            self.resume(now);
             return Ok(Round::Idle);
         }
         if self.subscriptions.change.is_some() {
             self.paused = true;
             return Ok(Round::Idle);
         }
-        let now = self.context.monotonic();
         if self.sender.poll_reserve(cx).is_pending() {
             self.paused = true;
             if let Hold::ReadOnly = self.sender.hold() {
@@ -319,10 +348,7 @@ impl Core {
             }
             return Ok(Round::Idle);
         }
-        if std::mem::take(&mut self.paused) {
-            // The silence was this side's.
-            self.engine.restart_silence(now);
-        }
+        self.resume(now);
         if !self.held_input.is_empty() {
             let input = std::mem::take(&mut self.held_input);
             self.work_off(&input, now)?;
@@ -333,12 +359,22 @@ impl Core {
             poll_read_scratch_up_to(stream, cx, bytes_max, |input| self.work_off(input, now));
         match read {
             Poll::Ready(Ok(Input::Bytes(worked_off))) => worked_off.map(|()| Round::Progress),
-            Poll::Ready(Ok(Input::End)) => Err(Ending::Closed),
+            Poll::Ready(Ok(Input::End)) => Err(match self.write_error.take() {
+                None => Ending::Closed,
+                Some(error) => error.into(),
+            }),
             Poll::Ready(Err(error)) => Err(error.into()),
             Poll::Pending => {
                 self.sender.unreserve();
                 Ok(Round::Idle)
             }
+        }
+    }
+
+    /// Counts the client's silence again; until now it was this side's.
+    fn resume(&mut self, now: Duration) {
+        if std::mem::take(&mut self.paused) {
+            self.engine.restart_silence(now);
         }
     }
 
@@ -368,7 +404,10 @@ impl Core {
         now: Duration,
         read: &mut ReadSoFar,
     ) -> Result<(), Ending> {
-        while self.subscriptions.change.is_none() && self.sender.has_room() {
+        while self.subscriptions.change.is_none()
+            && self.sender.has_room()
+            && self.engine.output_len() <= OUTPUT_BYTES_MAX
+        {
             let Some(event) = self.engine.next(input, now)? else {
                 return Ok(());
             };

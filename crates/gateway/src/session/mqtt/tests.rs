@@ -1,11 +1,14 @@
 //! Conversations between a device and a hub in memory, with time moved by hand.
 
+mod endings;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use fieldpost_hub::clock::{Clock, ManualClock};
 use fieldpost_hub::identity::{DeviceSpec, DeviceStatus, Precondition};
 use fieldpost_model::DeviceId;
+use fieldpost_model::limits::D2C_MESSAGE_BYTES_MAX;
 use fieldpost_mqtt::packet;
 use fieldpost_mqtt::{
     ClientConnection, ClientEvent, ClientOptions, Connack, Connect, Message, Publish, Qos, Refusal,
@@ -181,9 +184,11 @@ impl Fleet {
         self.connected_as(&self.hello()).await
     }
 
+    /// With a new session or an old one.
     async fn connected_as(&self, hello: &Connect<'_>) -> Device {
         let mut device = Device::connect(&self.hub, hello);
-        device.expect(NEW_SESSION).await;
+        let seen = device.next().await;
+        assert!([NEW_SESSION, OLD_SESSION].contains(&seen), "{seen:?}");
         device
     }
 }
@@ -281,7 +286,12 @@ async fn subscriptions_outlive_the_connection_unless_the_session_is_clean() {
         .await;
     device.ended().await;
 
-    let mut device = fleet.connected().await;
+    // A session is there without a subscription too.
+    let mut device = Device::connect(&fleet.hub, &fleet.hello());
+    device.expect(NEW_SESSION).await;
+    device.ended().await;
+    let mut device = Device::connect(&fleet.hub, &fleet.hello());
+    device.expect(OLD_SESSION).await;
     let now = device.clock.monotonic();
     let filters = ["devices/dev1/messages/devicebound/#", "what/ever"];
     device.client.unsubscribe(&filters, now).unwrap();
@@ -447,16 +457,21 @@ async fn qos_2_and_oversize_messages_close_the_connection() {
     device.ended().await;
 
     let mut device = fleet.connected().await;
-    let fits = device.publish(EVENTS, &vec![b'a'; 255 * 1024]);
+    let fits = device.publish(EVENTS, &vec![b'a'; D2C_MESSAGE_BYTES_MAX]);
     device.expect(Seen::Puback(fits)).await;
-    device.publish(EVENTS, &vec![b'a'; 256 * 1024 + 1]);
+    let fits = device.publish(
+        &format!("{EVENTS}%24.mid=12&k=345"),
+        &vec![b'a'; D2C_MESSAGE_BYTES_MAX - 6],
+    );
+    device.expect(Seen::Puback(fits)).await;
+    device.publish(EVENTS, &vec![b'a'; D2C_MESSAGE_BYTES_MAX + 1]);
     device.expect(Seen::Closed).await;
     device.ended().await;
 
     let mut device = fleet.connected().await;
     device.publish(EVENTS, &vec![b'a'; 400 * 1024]);
     device.expect(Seen::Closed).await;
-    assert_eq!(fleet.hub.events("dev1").await.len(), 1);
+    assert_eq!(fleet.hub.events("dev1").await.len(), 2);
 }
 
 #[tokio::test]
@@ -598,7 +613,7 @@ async fn a_full_disk_holds_devices_back_and_lets_them_go_after_a_while() {
     let mut other = Device::connect(&fleet.hub, &fleet.hello());
     other.flush().await;
     device.expect(Seen::Closed).await;
-    other.expect(NEW_SESSION).await;
+    other.expect(OLD_SESSION).await;
     other.publish(EVENTS, b"two");
     other.flush().await;
     while fleet.hub.clock.sleepers() == 0 {

@@ -171,9 +171,9 @@ fn damage_is_reported_and_never_skipped() {
                     }
                     at = records.next;
                 }
-                Err(StoreError::Damaged { what }) => {
+                Err(StoreError::Damaged { what, resume }) => {
                     damages += 1;
-                    let resume = what.rsplit(' ').next().unwrap().parse().unwrap();
+                    let resume = resume.unwrap();
                     assert!(
                         resume > at
                             && what.contains(&format!("sequence numbers {at} to {}", resume - 1)),

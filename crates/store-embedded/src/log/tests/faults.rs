@@ -42,6 +42,108 @@ fn nothing_acknowledged_is_lost_whichever_call_fails() {
 }
 
 #[test]
+fn a_disk_that_fills_up_takes_a_part_first() {
+    let bench = Bench::new();
+    bench.append(0, &[b"before"]);
+    let mut appender = bench.appender();
+    appender.submit(batch(0, &[b"a"])).unwrap();
+    // A part is taken, then nothing: the disk is full.
+    let next = bench.disk.calls();
+    bench.disk.fail_at(next, Fault::Short);
+    bench.disk.fail_at(next + 1, Fault::Full);
+    assert_eq!(bench.log.commit_once(), Turn::Held);
+    assert_eq!(bench.level(), HealthLevel::HoldMessages);
+    // A part is taken, and another, and then the rest.
+    let next = bench.disk.calls();
+    bench.disk.fail_at(next, Fault::Short);
+    bench.disk.fail_at(next + 1, Fault::Short);
+    assert_eq!(bench.log.commit_once(), Turn::Committed { batches: 1 });
+    assert_eq!(durable(&mut appender), Some(Ok(1)));
+    assert_eq!(bench.level(), HealthLevel::Ok);
+    assert_eq!(bench.read_all(0).unwrap(), ["before", "a"]);
+    let again = bench.reopen();
+    assert_eq!(again.report.damage, []);
+    assert_eq!(again.read_all(0).unwrap(), ["before", "a"]);
+}
+
+/// Appends until the next record needs a new segment, and gives its number.
+fn fill_first_segment(bench: &Bench) -> u64 {
+    let disk_bytes = |bench: &Bench| bench.log.figures().disk_bytes;
+    let dry = Bench::new();
+    let before = disk_bytes(&dry);
+    let mut rolls = 0;
+    while disk_bytes(&dry) == before {
+        dry.append(0, &[&body(rolls, 3000)]);
+        rolls += 1;
+    }
+    for number in 0..rolls - 1 {
+        bench.append(0, &[&body(number, 3000)]);
+    }
+    rolls - 1
+}
+
+#[test]
+fn a_segment_that_cannot_be_begun_is_thrown_away_and_tried_again() {
+    let check = |call: &str, after: u64, fault: Fault, expected: HealthLevel| {
+        let bench = Bench::new();
+        let number = fill_first_segment(&bench);
+        let mut appender = bench.appender();
+        appender.submit(batch(0, &[&body(number, 3000)])).unwrap();
+        // Several times: what is left behind would add up.
+        for _ in 0..3 {
+            let next = bench.disk.calls();
+            bench.disk.fail_at(next + after, fault);
+            let turn = bench.log.commit_once();
+            let calls = bench.disk.last_calls();
+            let failed = calls.iter().find(|(at, _)| *at == next + after);
+            assert_eq!(failed.map(|failed| failed.1), Some(call));
+            assert_eq!(bench.level(), expected, "{fault:?} at {call}");
+            if expected == HealthLevel::ReadOnly {
+                assert_eq!(turn, Turn::Failed);
+                return;
+            }
+            assert_eq!(turn, Turn::Held);
+        }
+        let names = crate::files::Files::list(&bench.disk).unwrap();
+        assert_eq!(names.len(), 1, "{fault:?} at {call} leaves {names:?}");
+        assert_eq!(bench.log.figures().disk_bytes, 64 << 10);
+
+        assert_eq!(bench.log.commit_once(), Turn::Committed { batches: 1 });
+        assert_eq!(durable(&mut appender), Some(Ok(1)));
+        assert_eq!(bench.level(), HealthLevel::Ok);
+        let again = bench.reopen();
+        assert_eq!(again.report.damage, []);
+        assert_eq!(again.read_all(0).unwrap().len() as u64, number + 1);
+    };
+    check("write", 2, Fault::Full, HealthLevel::HoldMessages);
+    check("write", 2, Fault::Io, HealthLevel::HoldMessages);
+    check("sync", 3, Fault::Full, HealthLevel::HoldMessages);
+    check("sync", 3, Fault::Io, HealthLevel::HoldMessages);
+    check("rename", 4, Fault::Full, HealthLevel::HoldMessages);
+    check("rename", 4, Fault::Io, HealthLevel::ReadOnly);
+    check("sync_dir", 5, Fault::Full, HealthLevel::ReadOnly);
+}
+
+#[test]
+fn a_filling_disk_is_asked_for_no_more_than_what_is_on_its_way() {
+    const MIB: u64 = 1 << 20;
+    let mut settings = small();
+    settings.marks.hold_messages = Some(64 * MIB);
+    let bench = Bench::with(&settings);
+    let number = fill_first_segment(&bench);
+    let mut appender = bench.appender();
+    appender.submit(batch(0, &[&body(number, 3000)])).unwrap();
+    bench.disk.set_free(63 * MIB);
+    bench.clock.advance(Duration::from_secs(2));
+    bench.keep();
+    assert_eq!(bench.level(), HealthLevel::HoldMessages);
+    assert_eq!(bench.log.commit_once(), Turn::Committed { batches: 1 });
+    // And not twice the first segment.
+    assert_eq!(bench.log.figures().disk_bytes, 2 * (64 << 10));
+    assert_eq!(bench.read_all(0).unwrap().len() as u64, number + 1);
+}
+
+#[test]
 fn a_failed_write_or_sync_turns_the_store_read_only_at_once() {
     let check = |call: &str, fault: Fault, expected: HealthLevel| {
         let bench = Bench::new();
@@ -84,7 +186,6 @@ fn a_failed_write_or_sync_turns_the_store_read_only_at_once() {
         assert_eq!(bench.read(0, 0).unwrap().records[0].data, "before");
     };
     check("write", Fault::Io, HealthLevel::ReadOnly);
-    check("write", Fault::Short, HealthLevel::ReadOnly);
     check("sync", Fault::Io, HealthLevel::ReadOnly);
     check("sync", Fault::Full, HealthLevel::ReadOnly);
     check("write", Fault::Full, HealthLevel::HoldMessages);

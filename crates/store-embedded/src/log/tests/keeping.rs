@@ -49,6 +49,64 @@ fn segments_go_when_all_their_records_are_old_enough() {
 }
 
 #[test]
+fn nothing_goes_before_the_retention_is_told() {
+    let bench = Bench::new();
+    bench.log.set_retention(Retention {
+        age_min: HOUR * 24 * 7,
+        ..small().retention
+    });
+    fill(&bench, 60);
+    hours(&bench, 24 * 6);
+    assert_eq!(bench.first(0), 0);
+    // Whoever opens it does not know yet how long records are to be kept.
+    let settings = LogSettings {
+        retention: LogSettings::default().retention,
+        ..small()
+    };
+    let disk = bench.disk.copy();
+    let again = Bench::open(&disk, Arc::clone(&bench.clock), &settings, false).unwrap();
+    hours(&again, 12);
+    assert_eq!(again.first(0), 0);
+    assert_eq!(again.read(0, 0).unwrap().records[0].sequence, 0);
+    again.log.set_retention(Retention {
+        age_min: HOUR * 24 * 7,
+        ..small().retention
+    });
+    hours(&again, 1);
+    assert_eq!(again.first(0), 0);
+    hours(&again, 24);
+    assert!(again.first(0) > 0);
+}
+
+#[test]
+fn a_clock_that_jumps_ahead_for_a_moment_dates_nothing() {
+    const CENTURY_MS: i64 = 1000 * 86_400 * 36_525;
+    let bench = Bench::new();
+    let enqueued = |bench: &Bench| {
+        bench.append(0, &[b"x"]);
+        let bounds = bench.log.bounds(StreamId(0), PartitionId(0));
+        bounds.last_enqueued.unwrap().as_millis() - START_MS
+    };
+    assert_eq!(enqueued(&bench), 0);
+    bench.clock.step(CENTURY_MS);
+    bench.clock.advance(Duration::from_secs(5));
+    assert_eq!(enqueued(&bench), 5_000);
+    // A segment begun at that moment goes with its time.
+    fill(&bench, 60);
+    bench.clock.step(-CENTURY_MS);
+    bench.clock.advance(Duration::from_secs(5));
+    assert_eq!(enqueued(&bench), 10_000);
+    hours(&bench, 60);
+    assert!(bench.first(0) > 0);
+    // What holds is the time.
+    let before = enqueued(&bench);
+    bench.clock.step(3_600_000);
+    assert_eq!(enqueued(&bench), before);
+    bench.clock.advance(Duration::from_secs(60));
+    assert_eq!(enqueued(&bench), before + 3_660_000);
+}
+
+#[test]
 fn retention_can_be_changed_live() {
     let bench = Bench::new();
     fill(&bench, 60);

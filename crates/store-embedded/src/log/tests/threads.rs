@@ -1,7 +1,11 @@
 //! Many connections at once, on real files and threads.
 
+use std::future::poll_fn;
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+
+use fieldpost_model::Clock;
 
 use super::*;
 use crate::files::DirectoryFiles;
@@ -93,4 +97,107 @@ fn many_appenders_and_readers_agree() {
     let verdict = super::super::verify::verify(&files, LOG_ID).unwrap();
     assert_eq!((verdict.damage, verdict.torn), (vec![], None));
     assert_eq!(verdict.records, SENDERS * BATCHES);
+}
+
+#[test]
+fn everybody_who_closes_it_waits_for_the_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let guard: Arc<dyn Send + Sync> = Arc::new(());
+    let (log, _) = EmbeddedLog::open(
+        Arc::new(DirectoryFiles::open(directory.path()).unwrap()),
+        identity(true),
+        &small(),
+        Arc::new(TestClock::at(START_MS)),
+        Arc::new(StoreHealth::new()),
+        Some(Arc::clone(&guard)),
+    )
+    .unwrap();
+    let mut appender = Appender::new(Arc::clone(&log) as _);
+    for number in 0..200 {
+        let data = body(number, 20_000);
+        appender.submit(batch(0, &[&data])).unwrap();
+    }
+    let _first = log.close();
+    block_on(log.close());
+    assert_eq!(Arc::strong_count(&guard), 1, "a thread still runs");
+    assert_eq!(durable(&mut appender), Some(Ok(200)));
+    block_on(log.close());
+}
+
+#[test]
+fn a_reader_at_the_end_waits_for_no_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let (log, _) = EmbeddedLog::open(
+        Arc::new(DirectoryFiles::open(directory.path()).unwrap()),
+        identity(true),
+        &small(),
+        Arc::new(TestClock::at(START_MS)),
+        Arc::new(StoreHealth::new()),
+        None,
+    )
+    .unwrap();
+    for from in [0, 7] {
+        let mut answer = log.read(request(0, 0, from, 100));
+        let polled = answer
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()));
+        let Poll::Ready(Ok(records)) = polled else {
+            panic!("not at once from {from}: {polled:?}");
+        };
+        assert_eq!((records.records.len(), records.next), (0, from));
+    }
+    block_on(log.close());
+    let closed = block_on(log.read(request(0, 0, 0, 100)));
+    assert!(matches!(closed, Err(StoreError::Closed)));
+}
+
+/// A clock that panics when the committer asks for the time.
+struct Panics(AtomicBool);
+
+impl Clock for Panics {
+    fn now(&self) -> Timestamp {
+        let asked_by = thread::current();
+        let panics = self.0.load(Ordering::Relaxed) && asked_by.name() == Some("log-commit");
+        assert!(!panics, "as the test wants it");
+        Timestamp::from_millis(START_MS)
+    }
+
+    fn monotonic(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+#[test]
+fn nobody_waits_for_a_committer_that_panicked() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = Arc::new(Panics(false.into()));
+    let (log, _) = EmbeddedLog::open(
+        Arc::new(DirectoryFiles::open(directory.path()).unwrap()),
+        identity(true),
+        &small(),
+        Arc::clone(&clock) as _,
+        Arc::new(StoreHealth::new()),
+        None,
+    )
+    .unwrap();
+    let answer = |appender: &mut Appender| block_on(poll_fn(|cx| appender.poll_durable(cx)));
+    let mut answered = Appender::new(Arc::clone(&log) as _);
+    answered.submit(batch(0, &[b"before"])).unwrap();
+    assert_eq!(answer(&mut answered).unwrap(), 1);
+    clock.0.store(true, Ordering::Relaxed);
+    // Some in the group that is being made, and some left for the next ones.
+    let big = batch(1, &[&body(1, 5 << 20)]);
+    let mut appenders = Vec::new();
+    for _ in 0..6 {
+        let mut appender = Appender::new(Arc::clone(&log) as _);
+        if appender.submit(big.clone()).is_ok() {
+            appenders.push(appender);
+        }
+    }
+    assert!(!appenders.is_empty());
+    for appender in &mut appenders {
+        assert!(matches!(answer(appender), Err(StoreError::ReadOnly { .. })));
+    }
+    assert_eq!(durable(&mut answered), None);
+    block_on(log.close());
 }

@@ -4,10 +4,13 @@
 mod peer;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Wake, Waker};
 use std::time::Duration;
 
+use fieldpost_amqp::frame::{FrameType, put_frame};
 use fieldpost_amqp::message::{Body, Message};
-use fieldpost_amqp::performative::{Attach, Role, SndSettleMode, Source, Target};
+use fieldpost_amqp::performative::{Attach, Flow, Role, SndSettleMode, Source, Target};
 use fieldpost_amqp::sasl::{Plain, mechanism};
 use fieldpost_amqp::value::{Symbol, Value, ValueRef};
 use fieldpost_amqp::{ClientSasl, Config, Connection, Event, condition};
@@ -20,6 +23,7 @@ use crate::context::Transport;
 use crate::testing::{TestHub, expiry, sas_token};
 
 use self::peer::*;
+use self::requests::ANSWERS_IN_ALL_MAX;
 
 const READ: (&str, &str) = ("operation", "READ");
 const ABOUT_HUB: (&str, &str) = ("type", "com.microsoft:eventhub");
@@ -367,6 +371,26 @@ async fn a_login_is_good_for_the_whole_connection_and_ends_with_its_token() {
 }
 
 #[tokio::test]
+async fn a_certificate_opens_the_connection_to_those_who_have_one_and_grants_nothing() {
+    let hub = TestHub::automatic().await;
+    let external = || {
+        Some(ClientSasl {
+            mechanism: Symbol::from_static(mechanism::EXTERNAL),
+            initial_response: None,
+        })
+    };
+    assert!(Peer::connect(&hub, external()).await.is_none());
+    let certified = |context: &mut ConnectionContext| context.client_certificate = true;
+    let peer = Peer::connect_with(&hub, external(), certified).await;
+    let mut peer = peer.expect("a connection");
+    let link = peer.reader(DEFAULT_GROUP, "amqp.annotation.x-opt-offset > '-1'", 1);
+    peer.put_token("nonsense").await;
+    hub.clock.advance(Duration::from_secs(1));
+    let error = peer.detached(link).await;
+    assert_eq!(error.condition, condition::UNAUTHORIZED_ACCESS);
+}
+
+#[tokio::test]
 async fn clients_without_a_sasl_layer_are_served() {
     let hub = TestHub::automatic().await;
     let mut peer = Peer::connect(&hub, None).await.unwrap();
@@ -439,29 +463,195 @@ async fn readers_of_one_connection_take_turns() {
 }
 
 #[tokio::test]
+async fn a_start_that_cannot_be_used_takes_the_partition_from_nobody() {
+    let hub = TestHub::automatic().await;
+    let mut owner = Peer::with_token(&hub).await;
+    let held = owner.receiver(DEFAULT_GROUP, |attach| own(attach, 0, "owner"));
+    owner.accepted(held).await;
+    owner.engine.set_credit(held, 10).unwrap();
+    let mut other = Peer::with_token(&hub).await;
+    let refused = other.receiver(DEFAULT_GROUP, |attach| {
+        own(attach, 0, "other");
+        select(attach, "amqp.annotation.x-opt-offset > '1000'");
+    });
+    assert_eq!(other.put_token(&hub.policy_token("service")).await.0, 200);
+    hub.clock.advance(Duration::from_secs(1));
+    let error = other.detached(refused).await;
+    assert_eq!(error.condition, "com.microsoft:argument-error");
+    store(&hub, &["a"]);
+    assert_eq!(owner.bodies(1).await, ["a"]);
+}
+
+/// Clients that drain wait to be told, also when the events used all of the credit up.
+#[tokio::test]
+async fn a_drain_ends_when_events_have_used_the_credit_up() {
+    let hub = TestHub::automatic().await;
+    store(&hub, &["a", "b", "c"]);
+    let mut peer = Peer::with_token(&hub).await;
+    let link = peer
+        .read_from("amqp.annotation.x-opt-offset > '-1'", 2)
+        .await;
+    peer.engine.drain(link).unwrap();
+    assert_eq!(peer.bodies(2).await, ["a", "b"]);
+    assert_eq!(peer.event().await, Event::Drained(link));
+    peer.engine.set_credit(link, 10).unwrap();
+    assert_eq!(peer.bodies(1).await, ["c"]);
+}
+
+/// The Python Event Hubs client confirms a close only when it looks at that connection again, and
+/// kept a stopping hub waiting for seconds.
+#[tokio::test]
+async fn a_hub_that_stops_does_not_wait_long_for_a_peer_to_confirm() {
+    let hub = TestHub::automatic().await;
+    let mut peer = Peer::with_token(&hub).await;
+    peer.drain.send_replace(true);
+    while !matches!(peer.event().await, Event::Closed(Some(_))) {}
+    assert!(!peer.served.is_finished());
+    hub.clock.advance(STOP_LINGER);
+    peer.served.await.unwrap();
+}
+
+#[tokio::test]
+async fn answers_that_nobody_takes_are_bounded_over_all_links() {
+    let hub = TestHub::automatic().await;
+    let mut peer = Peer::with_token(&hub).await;
+    let requests = peer.sender("$cbs");
+    peer.accepted(requests).await;
+    let mut asked = 0;
+    let ended = loop {
+        // The hub says so while the client asks for more.
+        assert!(asked <= ANSWERS_IN_ALL_MAX + 100, "{asked}");
+        match peer.answers_without_credit(requests).await {
+            Ok(count) => asked += count,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(ended.condition, condition::RESOURCE_LIMIT_EXCEEDED);
+}
+
+#[tokio::test]
 async fn a_peer_that_does_not_read_costs_no_more_than_the_output_bound() {
     let hub = TestHub::automatic().await;
     let large = "x".repeat(30_000);
     store(&hub, &vec![large.as_str(); 100]);
-    let (context, _drain) = ConnectionContext::of_test(hub.hub.clone(), Transport::Tls);
-    let token = hub.policy_token("service");
-    let grant = hub.hub.access().verify_policy_token(&token).unwrap();
-    let mut session = Session::new(context);
-    session.grants.put("all", grant, hub.clock.now()).unwrap();
-    let client = Connection::client(Arc::new(Config::default()), None);
-    let (near, far) = duplex(1024);
-    let mut pair = Pair {
-        client,
-        near,
-        session,
-        far,
-        events: 0,
-    };
-    // Both ends are polled by hand here, far beyond what the runtime grants one task at a time.
-    let conversation = poll_fn(|cx| {
-        pair.exchange(cx, true);
-        let begun = pair.client.begin().unwrap();
-        pair.exchange(cx, true);
+    let mut pair = Pair::new(&hub, 1024);
+    by_hand(|| {
+        let link = pair.reader();
+        pair.client.set_credit(link, 100_000).unwrap();
+        pair.run(false);
+        assert_eq!(pair.events, 0);
+        let waiting = pair.session.engine.output_len();
+        assert!(
+            (OUTPUT_BYTES_MAX..OUTPUT_BYTES_MAX + 96 * 1024).contains(&waiting),
+            "{waiting}"
+        );
+        pair.run(true);
+        assert_eq!(pair.events, 100);
+    })
+    .await;
+}
+
+/// The socket took all of a full output at once, so that nothing was left to wait for, and the
+/// readers that the full output had held back got no turn before the next alarm.
+#[tokio::test]
+async fn readers_go_on_when_a_full_output_was_written_at_once() {
+    let hub = TestHub::automatic().await;
+    let large = "x".repeat(200_000);
+    store(&hub, &[large.as_str(); 10]);
+    let mut pair = Pair::new(&hub, 220 * 1024);
+    by_hand(|| {
+        let link = pair.reader();
+        pair.client.set_credit(link, 100).unwrap();
+        pair.run(false);
+        assert!(pair.session.engine.output_len() >= OUTPUT_BYTES_MAX);
+        pair.run(true);
+        assert_eq!(pair.events, 10);
+    })
+    .await;
+}
+
+/// As above, with the peer's own bytes held back.
+#[tokio::test]
+async fn input_goes_on_when_a_full_output_was_written_at_once() {
+    let hub = TestHub::automatic().await;
+    let mut pair = Pair::new(&hub, 300 * 1024);
+    by_hand(|| {
+        pair.reader();
+        let echo = Flow {
+            echo: true,
+            ..Flow::default()
+        };
+        let mut flow = BytesMut::new();
+        put_frame(&mut flow, FrameType::Amqp, 0, |e| echo.encode(e));
+        pair.raw.extend_from_slice(&flow.repeat(40_000));
+        pair.run(false);
+        assert!(pair.session.engine.output_full());
+        assert!(!pair.raw.is_empty());
+        pair.run(true);
+        assert!(pair.raw.is_empty());
+        assert!(pair.session.leftover.is_empty());
+        // And what comes after the flood is heard.
+        pair.reader();
+    })
+    .await;
+}
+
+/// Runs a conversation that is polled by hand, far beyond what the runtime grants one task at a
+/// time. A runtime that stops granting lets streams be pending for no reason.
+async fn by_hand(conversation: impl FnOnce()) {
+    tokio::task::unconstrained(async { conversation() }).await;
+}
+
+/// A client and a session that is polled when it is woken and not otherwise, as tasks are.
+struct Pair {
+    client: Connection,
+    near: DuplexStream,
+    session: Session,
+    far: DuplexStream,
+    wakes: Arc<Wakes>,
+    /// What the client sends besides what its engine does.
+    raw: BytesMut,
+    /// Messages that the client got.
+    events: usize,
+    attached: usize,
+}
+
+struct Wakes(AtomicBool);
+
+impl Wake for Wakes {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Pair {
+    /// An authenticated connection over a stream that takes so many bytes each way.
+    fn new(hub: &TestHub, stream_bytes: usize) -> Self {
+        let (context, _drain) = ConnectionContext::of_test(hub.hub.clone(), Transport::Tls);
+        let token = hub.policy_token("service");
+        let grant = hub.hub.access().verify_policy_token(&token).unwrap();
+        let mut session = Session::new(context);
+        session.drained = true;
+        session.grants.put("all", grant, hub.clock.now()).unwrap();
+        session.granted(hub.clock.monotonic());
+        let (near, far) = duplex(stream_bytes);
+        Self {
+            client: Connection::client(Arc::new(Config::default()), None),
+            near,
+            session,
+            far,
+            wakes: Arc::new(Wakes(AtomicBool::new(true))),
+            raw: BytesMut::new(),
+            events: 0,
+            attached: 0,
+        }
+    }
+
+    /// Begins a session and attaches a reader in it.
+    fn reader(&mut self) -> LinkId {
+        self.run(true);
+        let begun = self.client.begin().unwrap();
+        self.run(true);
         let attach = Attach {
             name: "reader".to_owned(),
             role: Role::Receiver,
@@ -469,50 +659,48 @@ async fn a_peer_that_does_not_read_costs_no_more_than_the_output_bound() {
             target: Some(Target::to("here")),
             ..Attach::default()
         };
-        let link = pair.client.attach(begun, attach).unwrap();
-        pair.exchange(cx, true);
-        pair.client.set_credit(link, 100_000).unwrap();
-        pair.exchange(cx, false);
-        assert_eq!(pair.events, 0);
-        let waiting = pair.session.engine.output_len();
-        assert!(
-            (OUTPUT_BYTES_MAX..OUTPUT_BYTES_MAX + 96 * 1024).contains(&waiting),
-            "{waiting}"
-        );
-        while pair.events < 100 {
-            let before = pair.events;
-            pair.exchange(cx, true);
-            assert!(pair.events > before, "{before} events and no more");
-        }
-        Poll::Ready(())
-    });
-    tokio::task::unconstrained(conversation).await;
-}
+        let before = self.attached;
+        let link = self.client.attach(begun, attach).unwrap();
+        self.run(true);
+        assert_eq!(self.attached, before + 1);
+        link
+    }
 
-/// A client and a session that are polled in turn.
-struct Pair {
-    client: Connection,
-    near: DuplexStream,
-    session: Session,
-    far: DuplexStream,
-    /// Messages that the client got.
-    events: usize,
-}
-
-impl Pair {
-    fn exchange(&mut self, cx: &mut Context<'_>, reading: bool) {
-        for _ in 0..200 {
-            let _ = poll_write_all(&mut self.near, cx, self.client.output());
-            assert!(self.session.poll(cx, &mut self.far).is_pending());
-            if reading {
-                let client = &mut self.client;
-                let _ = poll_read_scratch(&mut self.near, cx, |bytes| {
-                    client.feed(bytes, Duration::ZERO).unwrap();
-                });
+    /// Moves bytes until nobody has anything to do any more. The client reads or does not.
+    fn run(&mut self, reading: bool) {
+        let waker = Waker::from(Arc::clone(&self.wakes));
+        let mut client_cx = Context::from_waker(Waker::noop());
+        for _ in 0..100_000 {
+            let mut moved = false;
+            for output in [self.client.output(), &mut self.raw] {
+                let before = output.len();
+                let _ = poll_write_all(&mut self.near, &mut client_cx, output);
+                moved |= output.len() < before;
             }
-            while let Some(event) = self.client.next_event() {
-                self.events += usize::from(matches!(event, Event::Message(_)));
+            if self.wakes.0.swap(false, Ordering::Relaxed) {
+                let mut cx = Context::from_waker(&waker);
+                assert!(self.session.poll(&mut cx, &mut self.far).is_pending());
+                moved = true;
+            }
+            while reading && self.read(&mut client_cx) {
+                moved = true;
+            }
+            if !moved {
+                return;
             }
         }
+        panic!("the session wakes itself for ever");
+    }
+
+    fn read(&mut self, cx: &mut Context<'_>) -> bool {
+        let client = &mut self.client;
+        let read = poll_read_scratch_up_to(&mut self.near, cx, SCRATCH_BYTES, |bytes| {
+            assert_eq!(client.feed(bytes, Duration::ZERO), Ok(bytes.len()));
+        });
+        while let Some(event) = self.client.next_event() {
+            self.events += usize::from(matches!(event, Event::Message(_)));
+            self.attached += usize::from(matches!(event, Event::Attached { .. }));
+        }
+        read.is_ready()
     }
 }

@@ -55,8 +55,18 @@ impl Peer {
 
     /// Connects; `None` when the hub ends the connection before it is open.
     pub(super) async fn connect(hub: &TestHub, sasl: Option<ClientSasl>) -> Option<Self> {
+        Self::connect_with(hub, sasl, |_| ()).await
+    }
+
+    /// The same on a connection of which `shape` changes what the hub knows.
+    pub(super) async fn connect_with(
+        hub: &TestHub,
+        sasl: Option<ClientSasl>,
+        shape: impl FnOnce(&mut ConnectionContext),
+    ) -> Option<Self> {
         let (near, far) = duplex(64 * 1024);
-        let (context, drain) = ConnectionContext::of_test(hub.hub.clone(), Transport::Tls);
+        let (mut context, drain) = ConnectionContext::of_test(hub.hub.clone(), Transport::Tls);
+        shape(&mut context);
         let served = tokio::spawn(serve(far, context));
         let config = Arc::new(Config::default());
         let mut engine = Connection::client(config, sasl);
@@ -233,6 +243,42 @@ impl Peer {
         let correlation = message.properties().unwrap().correlation_id;
         assert_eq!(correlation, Some(id), "type and value of the id come back");
         answer
+    }
+
+    /// Attaches a link for answers that never gets credit, and sends as many requests as get one
+    /// there. Gives their number, or the error with which the hub ended the link.
+    pub(super) async fn answers_without_credit(
+        &mut self,
+        requests: LinkId,
+    ) -> Result<usize, Error> {
+        let answers = self.receiver("$cbs", |_| ());
+        match self.event().await {
+            Event::Attached { link, .. } if link == answers => {}
+            Event::Detached { error, .. } => return Err((*error.expect("a reason")).clone()),
+            other => panic!("{other:?}"),
+        }
+        let mut bytes = BytesMut::new();
+        put_value(&mut bytes, |e| e.string("no token"));
+        // Below the number at which one link is full.
+        for count in 0..90 {
+            while self.engine.sendable(requests) == 0 {
+                match next_event(&mut self.engine, &mut self.stream, &self.clock).await {
+                    Some(Event::Credit(_) | Event::Outcome(_)) => {}
+                    Some(Event::Detached { error, .. }) => {
+                        return Err((*error.expect("a reason")).clone());
+                    }
+                    other => panic!("{count}: {other:?}"),
+                }
+            }
+            let delivery = Delivery {
+                tag: &[1],
+                settled: true,
+                message_format: 0,
+                payload: &[&bytes[..]],
+            };
+            self.engine.send(requests, &delivery).unwrap();
+        }
+        Ok(90)
     }
 
     /// Puts a token on links made for it, and gives the status.
