@@ -76,6 +76,9 @@ pub(crate) struct Description {
     pub(crate) test_store: bool,
     /// Nothing was ever accepted into it yet.
     pub(crate) creating: bool,
+    /// How many times all segments of the log were found to be gone.
+    #[serde(default)]
+    pub(crate) losses: u32,
 }
 
 impl Description {
@@ -92,6 +95,7 @@ impl Description {
             partitions: partitioning.count(),
             test_store,
             creating: true,
+            losses: 0,
         }
     }
 

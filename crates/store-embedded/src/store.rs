@@ -9,9 +9,9 @@ use fieldpost_store::Store;
 
 use crate::directory::{Description, DirectoryLock, documents_path, log_path};
 use crate::documents::{self, EmbeddedDocuments};
-use crate::files::{DirectoryFiles, Files};
+use crate::files::{DirectoryFiles, Files, sync_name};
 use crate::health::StoreHealth;
-use crate::log::{EmbeddedLog, LogId, LogIdentity, LogOpenError, LogSettings};
+use crate::log::{EmbeddedLog, LogId, LogIdentity, LogOpenError, LogSettings, parse_name};
 
 /// How a store is opened.
 #[derive(Clone, Debug)]
@@ -99,6 +99,10 @@ impl EmbeddedStore {
             .map_err(OpenError::io("make", &log_path(path)))?;
         if description.creating {
             empty(&log_files).map_err(OpenError::io("empty", &log_path(path)))?;
+        } else if !has_segments(&log_files).map_err(OpenError::io("list", &log_path(path)))? {
+            // Before any number is given out: the next time must know of this one.
+            description.losses = description.losses.saturating_add(1);
+            description.save(path)?;
         }
         let documents = EmbeddedDocuments::open(&documents_path(path), Arc::clone(&health))?;
         let identity = LogIdentity {
@@ -106,6 +110,7 @@ impl EmbeddedStore {
             created: description.created(),
             partitioning,
             fresh: description.creating,
+            losses: description.losses,
         };
         let (log, report) = EmbeddedLog::open(
             Arc::new(log_files),
@@ -116,6 +121,9 @@ impl EmbeddedStore {
             Some(lock),
         )?;
         if description.creating {
+            // Nothing is accepted into a directory that a power failure can unname, also where an
+            // earlier start made it and went no further.
+            sync_name(path).map_err(OpenError::io("sync the directory of", path))?;
             description.creating = false;
             description.save(path)?;
         }
@@ -169,6 +177,14 @@ fn begin(
     );
     description.save(path)?;
     Ok(description)
+}
+
+/// Whether a log's directory holds any segment.
+fn has_segments(files: &dyn Files) -> io::Result<bool> {
+    let names = files.list()?;
+    Ok(names
+        .iter()
+        .any(|name| parse_name(name, "segment").is_some()))
 }
 
 /// Removes what an interrupted creation left. Nothing was ever accepted into it.

@@ -170,3 +170,21 @@ fn damage_is_told_by_file_and_range() {
         "{text}"
     );
 }
+
+#[test]
+fn a_log_that_is_lost_twice_uses_no_number_a_second_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut next = 0;
+    for round in 0..3 {
+        let store = open(directory.path(), config(1)).unwrap();
+        let found = store.log.bounds(StreamId(0), PartitionId(0)).next;
+        assert!(found >= next, "round {round}: {found} after {next}");
+        append(&store, b"record");
+        next = store.log.bounds(StreamId(0), PartitionId(0)).next;
+        close(&store);
+        drop(store);
+        for entry in fs::read_dir(directory.path().join("log")).unwrap() {
+            fs::remove_file(entry.unwrap().path()).unwrap();
+        }
+    }
+}

@@ -11,6 +11,7 @@ use std::io::{self, IoSlice};
 use std::sync::Arc;
 
 pub use real::DirectoryFiles;
+pub(crate) use real::sync_name;
 
 /// One flat directory of files.
 ///

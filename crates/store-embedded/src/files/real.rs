@@ -24,10 +24,15 @@ impl DirectoryFiles {
     /// When the directory can neither be found nor made.
     pub fn open(path: &Path) -> io::Result<Self> {
         use std::os::unix::fs::DirBuilderExt;
+        let missing = (path.ancestors()).take_while(|path| !path.as_os_str().is_empty());
+        let missing: Vec<_> = missing.take_while(|path| !path.exists()).collect();
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(path)?;
+        for made in missing {
+            sync_name(made)?;
+        }
         Ok(Self {
             path: path.to_path_buf(),
         })
@@ -37,6 +42,21 @@ impl DirectoryFiles {
         let mut options = fs::OpenOptions::new();
         options.read(true).write(true).mode(0o600);
         options
+    }
+}
+
+/// Makes the name of a file or directory durable in the directory that it stands in, if this
+/// process may read that.
+pub(crate) fn sync_name(path: &Path) -> io::Result<()> {
+    let parent = match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => return Ok(()),
+    };
+    match fs::File::open(parent) {
+        Ok(parent) => parent.sync_all(),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        Err(error) => Err(error),
     }
 }
 

@@ -32,6 +32,8 @@ struct State {
     crash_at: Option<u64>,
     crashed: bool,
     free: Option<u64>,
+    /// A file that can be neither removed nor renamed.
+    stuck: String,
     /// The newest calls, for whoever wants to look at them.
     last_calls: Vec<(u64, &'static str)>,
     /// Bytes that were read.
@@ -132,6 +134,11 @@ impl SimDisk {
     /// Sets the room on the disk, by which reservations are refused.
     pub fn set_free(&self, bytes: u64) {
         self.lock().free = Some(bytes);
+    }
+
+    /// Lets every removal and renaming of a file fail, until another one is named.
+    pub fn refuse_changes_of(&self, name: &str) {
+        name.clone_into(&mut self.lock().stuck);
     }
 
     /// Changes the content of a file behind everybody's back, durably.
@@ -267,6 +274,13 @@ impl State {
             .ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
+    fn may_change(&self, name: &str) -> io::Result<()> {
+        if self.stuck == name {
+            return Err(failure());
+        }
+        Ok(())
+    }
+
     fn change(&mut self, change: NameChange) {
         change.apply(&mut self.names);
         self.unsynced_names.push(change);
@@ -376,6 +390,7 @@ impl Files for SimDisk {
         let mut state = self.lock();
         state.whole_call("rename")?;
         state.find(from)?;
+        state.may_change(from)?;
         state.change(NameChange::Rename(from.to_owned(), to.to_owned()));
         Ok(())
     }
@@ -384,6 +399,7 @@ impl Files for SimDisk {
         let mut state = self.lock();
         state.whole_call("remove")?;
         let inode = state.find(name)?;
+        state.may_change(name)?;
         let reserved = std::mem::take(&mut state.inode(inode)?.reserved);
         if let Some(free) = &mut state.free {
             *free += reserved;
@@ -491,7 +507,13 @@ impl File for SimFile {
 
     fn sync(&self) -> io::Result<()> {
         let mut state = self.disk.lock();
-        state.whole_call("sync")?;
+        let called = state.whole_call("sync");
+        if called.is_err() && !state.crashed {
+            // As Linux does: what could not be written counts as clean. It is read back as if it
+            // were there, and no later sync writes it.
+            state.inode(self.inode)?.unsynced.clear();
+        }
+        called?;
         let inode = state.inode(self.inode)?;
         for (at, bytes) in std::mem::take(&mut inode.unsynced) {
             put(&mut inode.durable, at, &bytes);

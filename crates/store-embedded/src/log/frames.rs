@@ -14,7 +14,8 @@ pub(super) struct Frames {
 pub(super) enum NextFrame {
     /// A sound record's data.
     Record(Bytes),
-    /// A record that does not pass its check; the next one can still be found.
+    /// A record that does not pass its check. What stands behind it is the next record only if its
+    /// length is sound, for which [`Frames::rest_holds`] speaks.
     Damaged,
     /// The frame says that it is longer than what there is: so many bytes are wanted.
     Longer(usize),
@@ -74,9 +75,24 @@ impl Frames {
         }
     }
 
+    /// Whether what is left is exactly so many frames, going by their lengths. A frame does not say
+    /// which one of its run it is: behind a length that is wrong, a sound record may stand in the
+    /// place of another one.
+    pub(super) fn rest_holds(&self, frames: u32) -> bool {
+        let mut rest = Self {
+            rest: self.rest.clone(),
+        };
+        (0..frames).all(|_| rest.skip().is_some()) && rest.rest.is_empty()
+    }
+
     /// The whole length that the next frame announces.
     fn announced(&self) -> Option<usize> {
-        let mut header = self.rest.get(..RECORD_FRAME_BYTES)?;
-        Some(RECORD_FRAME_BYTES.saturating_add(size(u64::from(header.get_u32_le()))))
+        announced(&self.rest)
     }
+}
+
+/// The whole length that a frame announces.
+pub(super) fn announced(frame: &[u8]) -> Option<usize> {
+    let mut header = frame.get(..RECORD_FRAME_BYTES)?;
+    Some(RECORD_FRAME_BYTES.saturating_add(size(u64::from(header.get_u32_le()))))
 }

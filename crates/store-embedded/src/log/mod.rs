@@ -42,6 +42,7 @@ use fieldpost_store::log::{AtBytesMax, LogFigures, ReadRequest, Records, Retenti
 pub use committer::Turn;
 pub use format::LogId;
 pub use recovery::{LogOpenError, RecoveryReport};
+pub(crate) use segment::parse_name;
 pub use shell::EmbeddedLog;
 pub use space::DiskMarks;
 #[cfg(any(test, feature = "sim"))]
@@ -122,6 +123,8 @@ pub struct LogIdentity {
     pub partitioning: Partitioning,
     /// The log is opened for the first time: it is no damage that nothing is there.
     pub fresh: bool,
+    /// How many times before all its segments were found to be gone, this time included.
+    pub losses: u32,
 }
 
 /// What committer, keeper and readers of one log share.
@@ -170,7 +173,7 @@ fn open(
     clock: Arc<dyn Clock>,
     health: Arc<StoreHealth>,
 ) -> Result<Opened, LogOpenError> {
-    let recovered = recovery::recover(&*files, identity.id, identity.fresh)?;
+    let recovered = recovery::recover(&*files, identity.id, identity.fresh, identity.losses)?;
     for damage in &recovered.report.damage {
         tracing::error!(%damage, "the log is damaged");
     }

@@ -9,13 +9,13 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use fieldpost_model::{SequenceNumber, StreamId, Timestamp};
 use fieldpost_store::StoreError;
-use fieldpost_store::log::{ReadRequest, Records, StoredRecord};
+use fieldpost_store::log::{RECORD_FRAME_BYTES, ReadRequest, Records, StoredRecord};
 
 use super::Shared;
 use super::format::group::{self, GroupHeader, GroupKind, HEADER_BYTES, Run};
 use super::format::index::{ENTRY_DISTANCE, Entry, SegmentIndex};
 use super::format::{BLOCK, BLOCK_BYTES, Key, size, to_block};
-use super::frames::{Frames, NextFrame};
+use super::frames::{Frames, NextFrame, announced};
 use super::scan::Window;
 use super::segment::{Segment, segment_name};
 
@@ -339,6 +339,8 @@ impl<'a> Walk<'a> {
         let end = found.offset + found.bytes;
         let last = found.first + u64::from(found.count);
         let mut wanted = 0usize;
+        // Whether the lengths of all frames from here on are known to be sound.
+        let mut lengths_hold = false;
         while sequence < last {
             let left = request.bytes_max.saturating_sub(*taken);
             let chunk = left.clamp(BLOCK_BYTES, CHUNK_BYTES).max(wanted);
@@ -351,19 +353,9 @@ impl<'a> Walk<'a> {
             wanted = 0;
             while sequence < last {
                 let before = frames.rest();
-                let next = if sequence < out.next {
-                    // Records in front of the first one wanted are not asked whether they are well.
-                    match frames.skip() {
-                        Some(()) => {
-                            sequence += 1;
-                            continue;
-                        }
-                        None => frames.next_checked(),
-                    }
-                } else {
-                    frames.next_checked()
-                };
-                match next {
+                match frames.next_checked() {
+                    // In front of the first one wanted.
+                    NextFrame::Record(_) if sequence < out.next => sequence += 1,
                     NextFrame::Record(data) => {
                         let after = taken.saturating_add(data.len());
                         let full =
@@ -392,8 +384,16 @@ impl<'a> Walk<'a> {
                         break;
                     }
                     NextFrame::Damaged => {
-                        let at = found.group + offset + (whole - before) as u64;
-                        return self.damaged(out, at, sequence, sequence + 1);
+                        let damage = offset + (whole - before) as u64;
+                        lengths_hold =
+                            lengths_hold || self.lengths_hold(found, damage, last - sequence)?;
+                        if lengths_hold && sequence < out.next {
+                            sequence += 1;
+                            continue;
+                        }
+                        let lost_to = if lengths_hold { sequence + 1 } else { last };
+                        let from = sequence.max(out.next);
+                        return self.damaged(out, found.group + damage, from, lost_to);
                     }
                     NextFrame::Longer(_) | NextFrame::End => {
                         let at = found.group + offset + (whole - before) as u64;
@@ -403,6 +403,31 @@ impl<'a> Walk<'a> {
             }
         }
         Ok(false)
+    }
+
+    /// Whether what stands in a run from an offset on is exactly so many frames, going by their
+    /// lengths. Behind a length that is wrong, a sound record may stand in the place of another.
+    fn lengths_hold(
+        &mut self,
+        found: &FoundRun,
+        offset: u64,
+        frames: u64,
+    ) -> Result<bool, StoreError> {
+        let end = found.offset + found.bytes;
+        let mut offset = offset;
+        for _ in 0..frames {
+            let at = found.group + offset;
+            let header = (self.window.get(at, RECORD_FRAME_BYTES))
+                .map_err(|error| read_failure(self.segment, at, &error))?;
+            let Some(length) = announced(header) else {
+                return Ok(false);
+            };
+            offset = offset.saturating_add(length as u64);
+            if offset > end {
+                return Ok(false);
+            }
+        }
+        Ok(offset == end)
     }
 
     /// Where in a run to begin: at its start, or at the place that the index names.

@@ -12,19 +12,26 @@ use fieldpost_model::Timestamp;
 use super::format::group::GroupKind;
 use super::format::segment::SegmentHeader;
 use super::format::{BLOCK, BLOCK_BYTES, FormatError, LogId, Positions, size};
-use super::scan::{ScanFrom, Scanned, scan};
+use super::scan::{ScanFrom, Scanned, Uncertain, scan};
 use super::segment::{
     Fill, NEW_SUFFIX, SPARE_PREFIX, Segment, parse_name, remove_if_there, segment_name,
 };
 use crate::damage::Damage;
-use crate::files::{File, Files};
+use crate::files::{File, Files, write_all_at};
 
 /// Sequence numbers that are left out when nobody knows how many records were lost: more than fit
 /// on a disk of 8 TiB.
 const SKIP_UNKNOWN: u64 = 1 << 40;
 
-/// The least bytes that a record takes.
-const RECORD_BYTES_MIN: u64 = 8;
+/// The distance at which numbers go on each time that all segments were lost: a log that lost its
+/// last segment now and then is not ahead of it.
+const SKIP_ALL: u64 = 1 << 44;
+
+/// Losses that are told apart; numbers stay far below the largest possible.
+const LOSSES_MAX: u32 = 1 << 16;
+
+/// Bytes that are written again at once.
+const COPY_BYTES: usize = 1024 * 1024;
 
 /// What opening the log found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -94,6 +101,9 @@ pub(super) struct FoundSegment {
     pub(super) bytes: u64,
     pub(super) header: Option<SegmentHeader>,
     pub(super) damage: Option<Damage>,
+    /// How many sequence numbers may have been given out beyond what the header says, when that had
+    /// to be worked out.
+    pub(super) uncertain: Uncertain,
 }
 
 impl FoundSegment {
@@ -107,6 +117,12 @@ impl FoundSegment {
             what: "the file is cut short".to_owned(),
             lost: Vec::new(),
         })
+    }
+
+    /// The length that it has, or should have.
+    fn capacity(&self) -> u64 {
+        let written = self.header.as_ref().map_or(0, |header| header.capacity);
+        written.max(self.bytes)
     }
 
     /// Where the first group stands, or may stand.
@@ -136,6 +152,7 @@ impl FoundSegment {
                 Some(header) => header.positions.clone(),
                 None => positions,
             },
+            uncertain: self.uncertain.clone(),
         })
     }
 }
@@ -181,6 +198,7 @@ fn find_segment(files: &dyn Files, log: LogId, id: u64) -> Result<FoundSegment, 
             lost: Vec::new(),
         }),
         file,
+        uncertain: Uncertain::default(),
     })
 }
 
@@ -200,16 +218,21 @@ fn read_header(file: &dyn File) -> io::Result<Result<SegmentHeader, FormatError>
     Ok(SegmentHeader::decode(&block))
 }
 
-/// Opens what is there. `fresh` says that the log was never used.
+/// Opens what is there. `fresh` says that the log was never used, `losses` how many times all of it
+/// was lost.
 pub(super) fn recover(
     files: &dyn Files,
     log: LogId,
     fresh: bool,
+    losses: u32,
 ) -> Result<Recovered, LogOpenError> {
     remove_leftovers(files)?;
+    // A name may stand in memory alone, as the process ended before it was durable. What is
+    // acknowledged from here on must not go into a file that the next power failure unnames.
+    files.sync_dir()?;
     let mut found = find_segments(files, log)?;
     if found.is_empty() {
-        return Ok(nothing_left(fresh));
+        return Ok(nothing_left(fresh, losses));
     }
     let mut report = RecoveryReport {
         segments: found.len(),
@@ -219,7 +242,7 @@ pub(super) fn recover(
     fill_in_headers(&mut found, log, &mut report)?;
 
     let Some(last) = found.pop() else {
-        return Ok(nothing_left(fresh));
+        return Ok(nothing_left(fresh, losses));
     };
     let mut segments: VecDeque<Arc<Segment>> = VecDeque::with_capacity(found.len() + 1);
     for segment in found {
@@ -229,7 +252,12 @@ pub(super) fn recover(
 
     let scanned = last.scan(log, None, Positions::default())?;
     // What was read may stand in memory alone: it was written, but the process ended before its
-    // sync. Nobody may see it before it is on the disk.
+    // sync, or the sync failed. Nobody may see it before it is on the disk. Only the last group can
+    // be so; it is written again, because after a failed sync the system holds its pages for clean
+    // and would not write them for another one.
+    if let Some(from) = scanned.last_at {
+        write_again(&*last.file, from, scanned.end)?;
+    }
     last.file.sync()?;
     let cut = last.cut();
     let sealed_without_next = scanned.last_kind == Some(GroupKind::Sealed);
@@ -244,8 +272,9 @@ pub(super) fn recover(
     // Whatever was torn has a number; nothing of it may pass for a part of what comes.
     let number = scanned.last_group.unwrap_or(0) + 1;
     let mut at = Some(scanned.end);
+    let mut uncertain = scanned.uncertain;
     if let Some(cut) = &cut {
-        positions.skip((cut.to - scanned.end.min(cut.to)) / RECORD_BYTES_MIN + 1);
+        uncertain.add_bytes(cut.to - scanned.end.min(cut.to));
         at = None;
     }
     if sealed_without_next {
@@ -258,9 +287,10 @@ pub(super) fn recover(
             ),
             lost: Vec::new(),
         });
-        positions.skip(SKIP_UNKNOWN);
+        uncertain.add(SKIP_UNKNOWN);
         at = None;
     }
+    uncertain.skip_in(&mut positions);
     if last.damage.is_some() {
         at = None;
     }
@@ -294,8 +324,25 @@ pub(super) fn recover(
     })
 }
 
+/// Writes what stands in a file once more.
+fn write_again(file: &dyn File, from: u64, to: u64) -> io::Result<()> {
+    let mut content = vec![0; size(to - from).min(COPY_BYTES)];
+    let mut at = from;
+    while at < to {
+        let wanted = size(to - at).min(content.len());
+        let part = content.get_mut(..wanted).unwrap_or_default();
+        let read = file.read_at(part, at)?;
+        let Some(part) = part.get(..read).filter(|part| !part.is_empty()) else {
+            break;
+        };
+        write_all_at(file, &[io::IoSlice::new(part)], at)?;
+        at += read as u64;
+    }
+    Ok(())
+}
+
 /// A log without a segment: new, or robbed of all it had.
-fn nothing_left(fresh: bool) -> Recovered {
+fn nothing_left(fresh: bool, losses: u32) -> Recovered {
     let mut recovered = Recovered {
         segments: VecDeque::new(),
         at: None,
@@ -308,15 +355,17 @@ fn nothing_left(fresh: bool) -> Recovered {
         report: RecoveryReport::default(),
     };
     if !fresh {
-        recovered.positions.skip(SKIP_UNKNOWN);
-        recovered.number = SKIP_UNKNOWN;
-        recovered.next_id = SKIP_UNKNOWN;
+        // Each time further on: what was used since the last time is gone as well.
+        let start = SKIP_ALL.saturating_mul(u64::from(losses.clamp(1, LOSSES_MAX)));
+        recovered.positions.skip(start);
+        recovered.number = start;
+        recovered.next_id = start;
         recovered.report.damage.push(Damage {
             file: "*.segment".to_owned(),
             from: 0,
             to: 0,
             what: format!(
-                "all segments are missing; sequence numbers go on at {SKIP_UNKNOWN}, because it is not known which were used"
+                "all segments are missing; sequence numbers go on at {start}, because it is not known which were used"
             ),
             lost: Vec::new(),
         });
@@ -395,7 +444,18 @@ fn fill_in_headers(
         };
         report.damage.push(damage);
         let previous = match before.last() {
-            Some(previous) => Some(previous.scan(log, None, Positions::default())?),
+            Some(previous) => {
+                let mut scanned = previous.scan(log, None, Positions::default())?;
+                if scanned.last_kind != Some(GroupKind::Sealed) {
+                    let behind = previous.capacity().saturating_sub(scanned.end);
+                    scanned.uncertain.add_bytes(behind);
+                }
+                if segment.id != previous.id + 1 {
+                    scanned.uncertain.add(SKIP_UNKNOWN);
+                }
+                segment.uncertain = scanned.uncertain.clone();
+                Some(scanned)
+            }
             None => None,
         };
         let scanned = segment.scan(

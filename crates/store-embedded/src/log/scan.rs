@@ -6,6 +6,7 @@
 //! damaged since; nobody had heard of it in the first case, so it is cut and mentioned. What
 //! carries another segment's number is left over from an earlier use of the file and is nothing.
 
+use std::collections::BTreeMap;
 use std::io;
 
 use bytes::{Bytes, BytesMut};
@@ -13,7 +14,7 @@ use fieldpost_model::Timestamp;
 
 use super::format::group::{self, GroupHeader, GroupKind, HEADER_BYTES, Run};
 use super::format::index::{Entry, SegmentIndex};
-use super::format::{BLOCK, BLOCK_BYTES, LogId, Positions, size, to_block};
+use super::format::{BLOCK, BLOCK_BYTES, Key, LogId, Positions, size, to_block};
 use super::frames::{Frames, NextFrame};
 use super::segment::{Segment, segment_name};
 use crate::damage::{Damage, LostRecords};
@@ -24,6 +25,9 @@ const DAMAGES_MAX: usize = 1000;
 
 /// Bytes that are read at once.
 const WINDOW_BYTES: usize = 256 * 1024;
+
+/// The least bytes that a record takes.
+const RECORD_BYTES_MIN: u64 = 8;
 
 /// Records in a run that are indexed one by one.
 const NOTE_BYTES: usize = 16 * 1024;
@@ -39,6 +43,46 @@ pub(super) struct ScanFrom<'a> {
     pub(super) last_group: Option<u64>,
     /// Where partitions stand before the segment.
     pub(super) positions: Positions,
+    /// How many numbers may have been given out beyond that.
+    pub(super) uncertain: Uncertain,
+}
+
+/// How many sequence numbers may have been given out that can be read nowhere, because what held
+/// them is damaged. A partition's are certain again from its next sound run on.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Uncertain {
+    /// For all partitions.
+    numbers: u64,
+    /// How much of that was there when a partition was last certain.
+    certain: BTreeMap<Key, u64>,
+}
+
+impl Uncertain {
+    /// Counts in what may have stood in so many bytes.
+    pub(super) fn add_bytes(&mut self, bytes: u64) {
+        self.add(bytes / RECORD_BYTES_MIN + 1);
+    }
+
+    /// Counts in so many numbers for every partition.
+    pub(super) fn add(&mut self, numbers: u64) {
+        self.numbers = self.numbers.saturating_add(numbers);
+    }
+
+    fn clear(&mut self, key: Key) {
+        if self.numbers > 0 {
+            self.certain.insert(key, self.numbers);
+        }
+    }
+
+    /// Leaves out, in each partition, the numbers that nobody knows of.
+    pub(super) fn skip_in(&self, positions: &mut Positions) {
+        positions.skip(self.numbers);
+        for (key, position) in &mut positions.known {
+            if let Some(certain) = self.certain.get(key) {
+                position.next = position.next.saturating_sub(*certain);
+            }
+        }
+    }
 }
 
 /// What was found.
@@ -53,8 +97,12 @@ pub(super) struct Scanned {
     pub(super) last_time: Option<Timestamp>,
     /// What the last group was there for.
     pub(super) last_kind: Option<GroupKind>,
-    /// Where partitions stand behind the segment.
+    /// Where the last group starts.
+    pub(super) last_at: Option<u64>,
+    /// Where partitions stand behind the segment, as far as it can be read.
     pub(super) positions: Positions,
+    /// How many numbers may have been given out beyond that.
+    pub(super) uncertain: Uncertain,
     pub(super) index: SegmentIndex,
     pub(super) groups: u64,
     pub(super) records: u64,
@@ -73,6 +121,7 @@ pub(super) fn rebuild_index(segment: &Segment, log: LogId) -> io::Result<(Segmen
         start: segment.start,
         last_group: None,
         positions: segment.base.clone(),
+        uncertain: Uncertain::default(),
     })?;
     Ok((scanned.index, scanned.end))
 }
@@ -86,13 +135,16 @@ pub(super) fn scan(from: ScanFrom<'_>) -> io::Result<Scanned> {
         segment: from.segment,
         gap: None,
         suspect: None,
+        suspect_proves: false,
         found: Scanned {
             end: from.start,
             last_group: from.last_group,
             first_time: None,
             last_time: None,
             last_kind: None,
+            last_at: None,
             positions: from.positions,
+            uncertain: from.uncertain,
             index: SegmentIndex::default(),
             groups: 0,
             records: 0,
@@ -128,6 +180,8 @@ struct Scanner<'a> {
     gap: Option<u64>,
     /// A group with a sound header and broken frames: damage if the chain goes on, torn if not.
     suspect: Option<FoundGroup>,
+    /// Whether the suspect says that groups are missing before it.
+    suspect_proves: bool,
     found: Scanned,
 }
 
@@ -205,7 +259,12 @@ impl Scanner<'_> {
         if let Some(suspect) = self.suspect.take() {
             self.apply(suspect);
         }
+        // Any partition may have had records in what is not readable.
+        let missing = last.map_or(self.gap.is_some(), |last| group.header.last_durable > last);
         if let Some(from) = self.gap.take() {
+            if missing {
+                self.found.uncertain.add_bytes(group.at - from);
+            }
             let what = match last {
                 Some(last) if group.header.last_durable > last => format!(
                     "groups {} to {} are not readable",
@@ -221,9 +280,11 @@ impl Scanner<'_> {
                 last + 1,
                 group.header.last_durable
             );
+            self.found.uncertain.add_bytes(0);
             self.damaged(group.at, group.at, what, Vec::new());
         }
         if group.runs.iter().any(|run| !run.broken.is_empty()) {
+            self.suspect_proves = missing;
             self.suspect = Some(group);
         } else {
             self.apply(group);
@@ -265,6 +326,7 @@ impl Scanner<'_> {
                 self.found
                     .positions
                     .advance(key, next.max(expected), header.enqueued);
+                self.found.uncertain.clear(key);
             }
             for broken in &found.broken {
                 let lost = found
@@ -290,6 +352,7 @@ impl Scanner<'_> {
         self.found.groups += 1;
         self.found.records += u64::from(header.records);
         self.found.end = end;
+        self.found.last_at = Some(at);
         self.found.last_group = Some(header.number);
         self.found.last_kind = Some(header.kind);
         self.found.first_time.get_or_insert(header.enqueued);
@@ -297,6 +360,14 @@ impl Scanner<'_> {
     }
 
     fn finish(mut self) -> io::Result<Scanned> {
+        // Without it nobody would know that what is missing before it had been durable, so it stays
+        // where it is and the log goes on behind it.
+        if self.suspect_proves
+            && let Some(suspect) = self.suspect.take()
+        {
+            self.apply(suspect);
+            return Ok(self.found);
+        }
         if let Some(suspect) = self.suspect.take() {
             self.found.torn = Some(Damage {
                 file: segment_name(self.segment),
@@ -388,14 +459,16 @@ fn check_run(run: Run, offset: u32, content: Bytes) -> FoundRun {
                     *sum = sum.saturating_add(bytes);
                 }
             }
-            NextFrame::Damaged => found.broken.push(BrokenRecords {
-                from: record,
-                to: record + 1,
-                at,
-                until,
-            }),
+            NextFrame::Damaged if frames.rest_holds(found.run.count - record - 1) => {
+                found.broken.push(BrokenRecords {
+                    from: record,
+                    to: record + 1,
+                    at,
+                    until,
+                });
+            }
             // Without its length nothing behind a record can be found.
-            NextFrame::Longer(_) | NextFrame::End => {
+            NextFrame::Damaged | NextFrame::Longer(_) | NextFrame::End => {
                 found.broken.push(BrokenRecords {
                     from: record,
                     to: found.run.count,

@@ -144,6 +144,8 @@ pub(super) struct Segments {
     list: RwLock<VecDeque<Arc<Segment>>>,
     /// Sealed segments with an index in memory, in the order of loading.
     loaded: Mutex<VecDeque<Arc<Segment>>>,
+    /// Segments that left the list and whose files are still there, oldest first.
+    unremoved: Mutex<VecDeque<u64>>,
     /// Empty files that are ready to become segments.
     spares: Mutex<Vec<Spare>>,
     spare_names: AtomicU64,
@@ -165,6 +167,7 @@ impl Segments {
             log,
             list: RwLock::new(list),
             loaded: Mutex::default(),
+            unremoved: Mutex::default(),
             spares: Mutex::default(),
             spare_names: AtomicU64::new(0),
             spare_bytes: AtomicU64::new(0),
@@ -246,21 +249,27 @@ impl Segments {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .retain(|loaded| loaded.id != segment.id);
-        let name = segment_name(segment.id);
-        if segment.indexed.load(Ordering::Acquire) {
-            remove_if_there(&*self.files, &index_name(segment.id))?;
+        let mut unremoved = (self.unremoved.lock()).unwrap_or_else(PoisonError::into_inner);
+        // A file that could not be removed goes before all newer ones: the next start would take it
+        // for the oldest of the log, and those for lost.
+        if let Err(error) = self.remove_in_order(&mut unremoved) {
+            unremoved.push_back(segment.id);
+            return Err(error);
         }
+        let name = segment_name(segment.id);
+        unremoved.push_back(segment.id);
         // A reader that still holds the segment would find another segment's groups in it.
         let recycled = match Arc::try_unwrap(segment) {
             Ok(segment) if spare_wanted == Some(segment.capacity) => Some(segment),
             _ => None,
         };
         let Some(segment) = recycled else {
-            remove_if_there(&*self.files, &name)?;
-            return self.files.sync_dir();
+            return self.remove_in_order(&mut unremoved);
         };
+        remove_if_there(&*self.files, &index_name(segment.id))?;
         let spare = self.next_spare_name();
         self.files.rename(&name, &spare)?;
+        unremoved.clear();
         // Durable before anything else is written into the file under its new name: a crash must
         // not bring the old name back with a new segment's header inside.
         self.files.sync_dir()?;
@@ -270,6 +279,21 @@ impl Segments {
             capacity: segment.capacity,
             filled: true,
         });
+        Ok(())
+    }
+
+    /// Removes the files of segments that left the list, oldest first.
+    fn remove_in_order(&self, unremoved: &mut VecDeque<u64>) -> io::Result<()> {
+        let mut removed = false;
+        while let Some(&id) = unremoved.front() {
+            remove_if_there(&*self.files, &index_name(id))?;
+            remove_if_there(&*self.files, &segment_name(id))?;
+            unremoved.pop_front();
+            removed = true;
+        }
+        if removed {
+            self.files.sync_dir()?;
+        }
         Ok(())
     }
 

@@ -69,7 +69,8 @@ pub trait EventLog: Send + Sync + 'static {
     /// When the store was created.
     fn created(&self) -> Timestamp;
 
-    /// Changes how long records are kept, from now on.
+    /// Changes how long records are kept, from now on. After opening, everything is kept until the
+    /// first call.
     fn set_retention(&self, retention: Retention);
 
     /// The health of the whole store and its changes.

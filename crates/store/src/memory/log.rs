@@ -21,9 +21,9 @@ use crate::{Answer, Health, HealthLevel, StoreError};
 /// The most bytes of frames that one group takes, unless a single batch is larger.
 pub const GROUP_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// Records are kept for a day until told otherwise.
+/// Everything is kept until told otherwise.
 const RETENTION_DEFAULT: Retention = Retention {
-    age_min: Duration::from_secs(24 * 60 * 60),
+    age_min: Duration::MAX,
     bytes_max: None,
     at_bytes_max: AtBytesMax::HoldMessages,
 };

@@ -278,6 +278,18 @@ pub(crate) fn start_refused(error: &StartError) -> Error {
 pub(crate) fn read_failed(error: &StoreError) -> Error {
     match error {
         StoreError::Closed => detach_forced(),
+        // Never left out silently: the reader is told, and decides to go on behind it.
+        StoreError::Damaged {
+            resume: Some(resume),
+            ..
+        } => Error::new(
+            condition::INTERNAL_ERROR,
+            format!(
+                "The next events of this partition are damaged in the hub's log. The ones from \
+                 sequence number '{resume}' on can be read; start there to go on without those \
+                 before it"
+            ),
+        ),
         StoreError::ReadOnly { .. }
         | StoreError::Full
         | StoreError::Damaged { .. }

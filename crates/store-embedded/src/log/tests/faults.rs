@@ -2,7 +2,7 @@
 
 use super::ledger::{Dice, Ledger, live};
 use super::*;
-use crate::files::sim::Fault;
+use crate::files::sim::{CrashPlan, Fault};
 
 /// Runs one history with a fault at a call; false when the call was not reached.
 fn with_fault(at: u64, fault: Fault, seed: u64) -> bool {
@@ -27,7 +27,28 @@ fn with_fault(at: u64, fault: Fault, seed: u64) -> bool {
     ledger.check(&again);
     assert_eq!(again.level(), HealthLevel::Ok);
     again.append(0, &[&[0; 18]]);
-    reached
+
+    if !reached {
+        return false;
+    }
+
+    // The process alone comes back, on what the system still has in memory; readers look at it and
+    // more is acknowledged. Then the machine goes down.
+    drop(bench);
+    let back = Bench::open(&disk, clock, &small(), false).unwrap();
+    live(&back, &mut ledger, &mut dice, 10);
+    for _ in 0..2 {
+        let plan = CrashPlan {
+            seed: dice.below(u64::MAX),
+            piece: 4096,
+            kept_percent: 0,
+        };
+        let image = disk.image(plan);
+        let last = Bench::open(&image, Arc::clone(&back.clock), &small(), false).unwrap();
+        assert_eq!(last.report.damage, [], "{fault:?} at {at}");
+        ledger.check(&last);
+    }
+    true
 }
 
 #[test]
@@ -267,4 +288,104 @@ fn the_marks_of_a_filling_disk_hold_and_let_go() {
     check(15 * MIB, HealthLevel::HoldAll);
     check(40 * MIB, HealthLevel::HoldMessages);
     check(100 * MIB, HealthLevel::Ok);
+}
+
+#[test]
+fn what_a_failed_sync_left_in_memory_is_on_the_disk_before_anybody_sees_it() {
+    let bench = Bench::new();
+    bench.append(0, &[b"before"]);
+    let mut appender = bench.appender();
+    appender.submit(batch(0, &[&body(1, 9000)])).unwrap();
+    bench.disk.fail_at(bench.disk.calls() + 1, Fault::Io);
+    assert_eq!(bench.log.commit_once(), Turn::Failed);
+
+    let back = Bench::open(&bench.disk, Arc::clone(&bench.clock), &small(), false).unwrap();
+    let seen = back.read_all(0).unwrap();
+    let image = bench.disk.image(CrashPlan {
+        seed: 1,
+        piece: 4096,
+        kept_percent: 0,
+    });
+    let last = Bench::open(&image, Arc::clone(&bench.clock), &small(), false).unwrap();
+    assert_eq!(last.report.damage, []);
+    assert_eq!(last.read_all(0).unwrap(), seen);
+}
+
+#[test]
+fn a_segment_named_in_memory_alone_is_named_on_the_disk_before_it_is_used() {
+    for seed in 0..8 {
+        let bench = Bench::new();
+        let mut number = 0;
+        // The process ends between the renaming and the sync of the directory.
+        'filled: loop {
+            let mut appender = bench.appender();
+            appender.submit(batch(0, &[&body(number, 3000)])).unwrap();
+            number += 1;
+            let from = bench.disk.calls();
+            bench.log.commit_once();
+            for (call, kind) in bench.disk.last_calls() {
+                if call >= from && kind == "rename" {
+                    break 'filled;
+                }
+            }
+        }
+        let renamed = number;
+        let again = Bench::new();
+        for number in 0..renamed - 1 {
+            again.append(0, &[&body(number, 3000)]);
+        }
+        let calls: Vec<_> = bench.disk.last_calls();
+        let rename = calls
+            .iter()
+            .rposition(|(_, kind)| *kind == "rename")
+            .unwrap();
+        assert_eq!(calls[rename + 1].1, "sync_dir");
+        again.disk.fail_at(calls[rename + 1].0, Fault::Io);
+        let mut appender = again.appender();
+        appender.submit(batch(0, &[&body(renamed, 3000)])).unwrap();
+        assert_eq!(again.log.commit_once(), Turn::Failed);
+
+        let back = Bench::open(&again.disk, Arc::clone(&again.clock), &small(), false).unwrap();
+        back.append(0, &[b"acknowledged"]);
+        let image = again.disk.image(CrashPlan {
+            seed,
+            piece: 4096,
+            kept_percent: 0,
+        });
+        let last = Bench::open(&image, Arc::clone(&again.clock), &small(), false).unwrap();
+        assert_eq!(last.report.damage, []);
+        assert_eq!(last.read_all(0).unwrap().last().unwrap(), "acknowledged");
+    }
+}
+
+#[test]
+fn a_segment_that_cannot_be_removed_goes_before_newer_ones() {
+    let mut settings = small();
+    settings.retention.bytes_max = Some(256 << 10);
+    settings.retention.at_bytes_max = AtBytesMax::DropOldest;
+    let bench = Bench::with(&settings);
+    let mut number = 0;
+    let mut append = || {
+        bench.append(0, &[&body(number, 9000)]);
+        number += 1;
+    };
+    while bench.first(0) == 0 {
+        append();
+    }
+    let names = bench.segments();
+    bench.disk.refuse_changes_of(&names[0]);
+    let first = bench.first(0);
+    while bench.first(0) < first + 60 {
+        append();
+    }
+    assert!(bench.segments().contains(&names[0]), "it is still there");
+    let again = bench.reopen();
+    assert_eq!(again.report.damage, []);
+    bench.disk.refuse_changes_of("");
+    let first = bench.first(0);
+    while bench.first(0) == first {
+        append();
+    }
+    assert!(!bench.segments().contains(&names[0]));
+    assert_eq!(bench.reopen().report.damage, []);
 }

@@ -56,6 +56,7 @@ fn identity(fresh: bool) -> LogIdentity {
         created: Timestamp::from_millis(START_MS),
         partitioning: Partitioning::new(PARTITIONS).unwrap(),
         fresh,
+        losses: 0,
     }
 }
 

@@ -44,7 +44,7 @@ fn many_appenders_and_readers_agree() {
                     // Some wait for each batch, some keep a few on the way.
                     if number % (1 + sender % 4) == 0 {
                         let submitted = appender.submitted();
-                        let done = std::future::poll_fn(|cx| {
+                        let done = poll_fn(|cx| {
                             loop {
                                 match appender.poll_durable(cx) {
                                     Poll::Ready(Ok(number)) if number < submitted => {}
@@ -77,7 +77,7 @@ fn many_appenders_and_readers_agree() {
                         assert_eq!(before.map_or(0, |before| before + 1), id & 0xffff_ffff);
                     }
                     if records.records.is_empty() {
-                        block_on(std::future::poll_fn(|cx| watch.poll_rung(cx)));
+                        block_on(poll_fn(|cx| watch.poll_rung(cx)));
                     }
                 }
             });
