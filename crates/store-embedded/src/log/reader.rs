@@ -56,12 +56,16 @@ impl Shared {
                 if enough && !out.records.is_empty() {
                     return Ok(out);
                 }
-                let Some(found) = walk.next_run(out.next)? else {
+                let Some(mut found) = walk.next_run(out.next)? else {
                     break;
                 };
                 if found.first > out.next {
                     return self.missing(out, key, found.first, &current, found.group);
                 }
+                // Segments out of two copies of a log may contradict each other. What is behind the
+                // end has no number that is its own.
+                let known = bounds.next - found.first;
+                found.count = found.count.min(u32::try_from(known).unwrap_or(u32::MAX));
                 let before = out.next;
                 let full = walk.read_run(&found, request, &mut out, &mut taken)?;
                 if full {
@@ -116,7 +120,7 @@ impl Shared {
             let begins = current.base.next(key);
             let has_some = (segment.as_ref()).is_none_or(|next| next.base.next(key) > begins);
             if has_some && let Some(found) = self.seek_time_in(&current, key, after)? {
-                // Segments out of two copies of a log may contradict each other.
+                // As above, segments may contradict each other.
                 return Ok(found.clamp(bounds.first, bounds.next));
             }
         }
