@@ -1,8 +1,5 @@
 """Peers that are not Azure's: paho-mqtt and qpid-proton, at the edges of the contract."""
 
-import base64
-import hashlib
-import hmac
 import socket
 import ssl
 import struct
@@ -17,19 +14,10 @@ import proton.reactor
 import pytest
 
 from reading import body_of, events_of
+from service import token
 
 KIB_256 = 256 * 1024
 WAIT_SECONDS_MAX = 30
-
-
-def token(resource, key, *, policy=None, raw_key=False, life=3600):
-    expiry = int(time.time()) + life
-    encoded = urllib.parse.quote(resource, safe="")
-    secret = key.encode() if raw_key else base64.b64decode(key)
-    digest = hmac.new(secret, f"{encoded}\n{expiry}".encode(), hashlib.sha256).digest()
-    signature = urllib.parse.quote(base64.b64encode(digest), safe="")
-    text = f"SharedAccessSignature sr={encoded}&sig={signature}&se={expiry}"
-    return text + (f"&skn={policy}" if policy else "")
 
 
 class Paho:

@@ -1,4 +1,4 @@
-//! Rows and journals of the documents: no bytes panic, a row that is read is the row that would be
+//! Rows and journals of documents and queues: no bytes panic, a row that is read is the row that would be
 //! written, and a journal is cut where it stops being whole.
 //!
 //! Input: a kind, the length of a key, the key, and the fields of a row; or, for a journal, batches
@@ -13,7 +13,7 @@ fuzz_target!(|input: &[u8]| {
     let Some((&kind, rest)) = input.split_first() else {
         return;
     };
-    let table = match kind % 8 {
+    let table = match kind % 14 {
         0 => Table::Documents,
         1 => Table::Feed,
         2 => Table::Deletions,
@@ -21,7 +21,13 @@ fuzz_target!(|input: &[u8]| {
         4 => Table::Count,
         5 => Table::State,
         6 => Table::Format,
-        _ => return check_journal(rest),
+        7 => return check_journal(rest),
+        8 => Table::Messages,
+        9 => Table::Due,
+        10 => Table::Outcomes,
+        11 => Table::Marks,
+        12 => Table::Sequence,
+        _ => Table::Lane,
     };
     let Some((&key_bytes, rest)) = rest.split_first() else {
         return;

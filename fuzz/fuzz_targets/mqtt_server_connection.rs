@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use fieldpost_mqtt::{
     AckTicket, Assembler, Connect, Packet, PacketId, Publish, Qos, Refusal, ServerConnection,
-    ServerEvent, ServerOptions, SubackCode,
+    ServerEvent, ServerOptions, SubackCode, packet,
 };
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
@@ -40,7 +40,15 @@ enum Step {
     Wait(u32),
     /// The caller sends a message.
     Send(u8),
+    /// The caller sends a message at QoS 1, once more if it names an id.
+    Deliver { again: u16, length: u8 },
+    /// The caller keeps an id from new messages.
+    Reserve(u16),
+    /// A well-formed PUBACK.
+    Puback(u16),
 }
+
+const DELIVERIES_MAX: u16 = 8;
 
 struct Caller {
     server: ServerConnection,
@@ -50,6 +58,9 @@ struct Caller {
     held: Vec<u8>,
     unreleased: VecDeque<(AckTicket, PacketId)>,
     released: Vec<PacketId>,
+    /// What was sent at QoS 1 and not acknowledged, and what may not be given again.
+    delivered: Vec<PacketId>,
+    reserved: Vec<PacketId>,
     written: Vec<u8>,
     failed: bool,
 }
@@ -58,6 +69,7 @@ fuzz_target!(|plan: Plan| {
     let options = ServerOptions {
         wildcards_in_topics: plan.wildcards_in_topics,
         packet_length_max: 2000,
+        deliveries_max: DELIVERIES_MAX,
         ..ServerOptions::default()
     };
     let mut caller = Caller {
@@ -67,6 +79,8 @@ fuzz_target!(|plan: Plan| {
         held: Vec::new(),
         unreleased: VecDeque::new(),
         released: Vec::new(),
+        delivered: Vec::new(),
+        reserved: Vec::new(),
         written: Vec::new(),
         failed: false,
     };
@@ -141,6 +155,38 @@ impl Caller {
                 let sent = self.server.publish_at_most_once("t", &payload);
                 assert!(sent.is_err() || !self.server.is_closed());
             }
+            Step::Deliver { again, length } => self.deliver(PacketId::new(again), length),
+            Step::Reserve(packet_id) => {
+                if let Some(packet_id) = PacketId::new(packet_id) {
+                    self.server.reserve(packet_id);
+                    self.reserved.push(packet_id);
+                }
+            }
+            Step::Puback(packet_id) => {
+                if let Some(packet_id) = PacketId::new(packet_id) {
+                    let mut bytes = BytesMut::new();
+                    packet::put_pubacks(&mut bytes, std::iter::once(packet_id));
+                    self.feed(&bytes);
+                }
+            }
+        }
+    }
+
+    fn deliver(&mut self, again: Option<PacketId>, length: u8) {
+        let payload = vec![0; usize::from(length)];
+        let room = self.delivered.len() < usize::from(DELIVERIES_MAX);
+        let sent = match again {
+            None => self.server.publish_at_least_once("t", &payload),
+            Some(packet_id) => self
+                .server
+                .publish_again(packet_id, "t", &payload)
+                .map(|()| packet_id),
+        };
+        if let Ok(packet_id) = sent {
+            assert!(room && !self.server.is_closed());
+            assert!(!self.delivered.contains(&packet_id));
+            assert!(again.is_some() || !self.reserved.contains(&packet_id));
+            self.delivered.push(packet_id);
         }
     }
 
@@ -180,6 +226,10 @@ impl Caller {
                     let packet_id = unsubscribe.packet_id;
                     self.server.unsuback(packet_id).expect("open");
                 }
+                ServerEvent::Puback { packet_id } => {
+                    let at = self.delivered.iter().position(|id| *id == packet_id);
+                    self.delivered.remove(at.expect("only what is in flight"));
+                }
                 ServerEvent::Disconnect => assert!(self.server.is_closed()),
             }
         }
@@ -195,6 +245,7 @@ impl Caller {
 
     fn check(&self) {
         assert_eq!(self.server.in_flight(), self.unreleased.len());
+        assert_eq!(self.server.deliveries_in_flight(), self.delivered.len());
         assert!(self.held.is_empty(), "every CONNECT is decided at once");
         assert!(self.server.incomplete_bytes() < 16 * 1024);
         assert_eq!(self.server.deadline().is_none(), self.server.is_closed());

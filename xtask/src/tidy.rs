@@ -32,13 +32,14 @@ const ARROWS: &[(&str, &[&str])] = &[
             "store",
             "store-embedded",
             "client",
+            "record",
             "model",
         ],
     ),
 ];
 
-/// Crates that only tests use.
-const TEST_ONLY: &[&str] = &["testkit"];
+/// Crates that only tests and measurements use.
+const TEST_ONLY: &[&str] = &["bench", "testkit"];
 
 /// Words that must not stand in a crate's code, and why: knowledge that belongs to another crate.
 const FOREIGN_WORDS: &[(&str, &[&str], &str)] = &[

@@ -3,6 +3,8 @@
 //! [`Message::parse`] finds the sections in one pass and copies nothing; what they hold is decoded
 //! when it is asked for. The `put_*` functions write sections one by one.
 
+use std::borrow::Cow;
+
 use bytes::BytesMut;
 
 use crate::error::DecodeError;
@@ -215,6 +217,21 @@ impl<'a> Message<'a> {
         })
     }
 
+    /// The contents of all Data sections as one; copied only when there are several.
+    #[must_use]
+    pub fn joined_data(&self) -> Cow<'a, [u8]> {
+        let mut sections = self.data();
+        let first = sections.next().unwrap_or_default();
+        match sections.next() {
+            None => Cow::Borrowed(first),
+            Some(second) => {
+                let mut all = [first, second].concat();
+                sections.for_each(|more| all.extend_from_slice(more));
+                all.into()
+            }
+        }
+    }
+
     /// The encoded message.
     #[must_use]
     pub const fn as_bytes(&self) -> &'a [u8] {
@@ -375,6 +392,26 @@ pub fn put_value(buffer: &mut BytesMut, value: impl FnOnce(&mut Encoder<'_>)) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn data_is_joined_and_copied_only_where_it_must_be() {
+        let check = |pieces: &[&str]| {
+            let mut bytes = BytesMut::new();
+            for piece in pieces {
+                put_data(&mut bytes, piece.as_bytes());
+            }
+            let joined = Message::parse(&bytes).unwrap().joined_data();
+            assert_eq!(&*joined, pieces.concat().as_bytes());
+            assert_eq!(
+                matches!(joined, Cow::Borrowed(_)),
+                pieces.len() < 2,
+                "{pieces:?}"
+            );
+        };
+        check(&[]);
+        check(&["one"]);
+        check(&["one", "", "three"]);
+    }
 
     fn sections(bytes: &[u8]) -> Vec<u64> {
         Sections::new(bytes).map(|s| s.unwrap().code).collect()

@@ -1,12 +1,14 @@
-//! A device that sends telemetry over MQTT.
+//! A device that sends telemetry and takes commands over MQTT.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Buf, Bytes, BytesMut};
 use fieldpost_model::Timestamp;
 use fieldpost_mqtt::{
-    ClientConnection, ClientEvent, ClientOptions, Connack, Connect, Message, PacketId,
+    ClientConnection, ClientEvent, ClientOptions, Connack, Connect, Message, PacketId, Publish,
+    Qos, SubackCode,
 };
 use tokio::time::Instant;
 
@@ -35,15 +37,46 @@ pub struct DeviceOptions {
 
 /// A device's connection.
 ///
-/// Publishing writes into memory; [`Device::acknowledged`] moves bytes both ways. A device that
-/// publishes without awaiting the latter fills its window and is told so.
+/// Publishing and acknowledging write into memory; [`Device::acknowledged`] and [`Device::next`]
+/// move bytes both ways. A device that publishes without awaiting one of them fills its window and
+/// is told so.
+///
+/// Its session outlives the connection: a subscription to commands holds until the next one too,
+/// and what was not acknowledged comes again.
 pub struct Device {
     engine: ClientConnection,
     link: Link,
     output: BytesMut,
+    /// What came while something else was waited for. A hub sends a few commands and waits until
+    /// they are acknowledged, so they are few.
+    kept: VecDeque<DeviceEvent>,
+    commands_filter: String,
     topic: String,
     events_prefix: usize,
     started: Instant,
+}
+
+/// What a hub says to a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeviceEvent {
+    /// A published message is safe with the hub.
+    Acknowledged(PacketId),
+    /// A cloud-to-device message.
+    Command(Command),
+}
+
+/// A cloud-to-device message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Command {
+    /// To be given to [`Device::acknowledge_command`] when the message was worked off; `None` for
+    /// one that the hub sends once and does not hear of again.
+    pub packet_id: Option<PacketId>,
+    /// The hub sent it before and saw no acknowledgement.
+    pub again: bool,
+    /// `devices/{id}/messages/devicebound/` and the property bag in wire form.
+    pub topic: String,
+    /// The body.
+    pub payload: Bytes,
 }
 
 /// Why a device's connection ended.
@@ -55,6 +88,9 @@ pub enum DeviceError {
     /// The hub broke the protocol, or was silent for too long.
     #[error("protocol failure: {0}")]
     Protocol(String),
+    /// The hub does not let the device have its commands.
+    #[error("the hub refused the subscription to commands")]
+    NotSubscribed,
     /// The message does not fit an MQTT packet, or the window is full.
     #[error("the message cannot be sent now: {0}")]
     Send(#[from] fieldpost_mqtt::SendError),
@@ -93,6 +129,8 @@ impl Device {
             engine,
             link: Link::new(stream),
             output: BytesMut::new(),
+            kept: VecDeque::new(),
+            commands_filter: format!("devices/{device_id}/messages/devicebound/#"),
             events_prefix: topic.len(),
             topic,
             started: Instant::now(),
@@ -110,20 +148,37 @@ impl Device {
                 },
                 other => ConnectError::Protocol(other.to_string()),
             })?;
-            let event = next(
-                &mut self.engine,
-                &mut self.link.input,
-                |event| match event {
-                    ClientEvent::Connack(connack) => Some(connack),
-                    _ => None,
-                },
-            );
+            let event = self.read_on(|heard| match heard {
+                Heard::Connack(connack) => Some(connack),
+                _ => None,
+            });
             match event.map_err(|error| ConnectError::Protocol(error.to_string()))? {
                 Some(Connack::Accepted { .. }) => return Ok(()),
                 Some(Connack::Refused(refusal)) => {
                     return Err(ConnectError::Refused(format!("{refusal:?}")));
                 }
                 None => {}
+            }
+        }
+    }
+
+    /// Asks for commands at QoS 1, and waits until the hub has granted it. What comes meanwhile is
+    /// kept for [`next`](Self::next).
+    ///
+    /// # Errors
+    /// When the hub refuses, or the connection ended.
+    pub async fn subscribe_commands(&mut self) -> Result<(), DeviceError> {
+        let filters = [(self.commands_filter.as_str(), Qos::AtLeastOnce)];
+        let asked = self.engine.subscribe(&filters, self.started.elapsed())?;
+        loop {
+            let granted = self.read_on(|heard| match heard {
+                Heard::Suback { packet_id, granted } if packet_id == asked => Some(granted),
+                _ => None,
+            })?;
+            match granted {
+                Some(true) => return Ok(()),
+                Some(false) => return Err(DeviceError::NotSubscribed),
+                None => self.exchange().await?,
             }
         }
     }
@@ -147,6 +202,41 @@ impl Device {
             .publish_at_least_once(message, self.started.elapsed())?)
     }
 
+    /// Tells the hub that a command was worked off: it is completed and does not come again. The
+    /// bytes go out with the next wait or with [`disconnect`](Self::disconnect).
+    ///
+    /// # Errors
+    /// When the connection has ended.
+    pub fn acknowledge_command(&mut self, packet_id: PacketId) -> Result<(), DeviceError> {
+        Ok(self.engine.acknowledge(packet_id, self.started.elapsed())?)
+    }
+
+    /// Moves bytes both ways until the hub has said something, and gives that.
+    ///
+    /// May be dropped at an await; nothing is lost then.
+    ///
+    /// # Errors
+    /// When the connection ended. Nothing is known of messages in flight then.
+    pub async fn next(&mut self) -> Result<DeviceEvent, DeviceError> {
+        loop {
+            if let Some(event) = self.next_ready()? {
+                return Ok(event);
+            }
+            self.exchange().await?;
+        }
+    }
+
+    /// The next thing that was read from the hub already.
+    ///
+    /// # Errors
+    /// When the hub broke the protocol.
+    pub fn next_ready(&mut self) -> Result<Option<DeviceEvent>, DeviceError> {
+        if self.kept.is_empty() {
+            self.read_on(|_| None::<()>)?;
+        }
+        Ok(self.kept.pop_front())
+    }
+
     /// How many published messages are not acknowledged yet.
     #[must_use]
     pub fn in_flight(&self) -> usize {
@@ -154,7 +244,7 @@ impl Device {
     }
 
     /// Moves bytes both ways until acknowledgements came; gives `on_acknowledged` each packet id
-    /// and returns how many there were.
+    /// and returns how many there were. Commands are kept for [`next`](Self::next).
     ///
     /// May be dropped at an await; nothing is lost then.
     ///
@@ -165,20 +255,16 @@ impl Device {
         mut on_acknowledged: impl FnMut(PacketId),
     ) -> Result<usize, DeviceError> {
         loop {
+            self.read_on(|_| None::<()>)?;
             let mut count = 0;
-            while let Some(packet_id) =
-                next(
-                    &mut self.engine,
-                    &mut self.link.input,
-                    |event| match event {
-                        ClientEvent::Puback { packet_id } => Some(packet_id),
-                        _ => None,
-                    },
-                )?
-            {
-                on_acknowledged(packet_id);
-                count += 1;
-            }
+            self.kept.retain(|event| match event {
+                DeviceEvent::Acknowledged(packet_id) => {
+                    on_acknowledged(*packet_id);
+                    count += 1;
+                    false
+                }
+                DeviceEvent::Command(_) => true,
+            });
             if count > 0 {
                 return Ok(count);
             }
@@ -221,28 +307,66 @@ impl Device {
             self.output.unsplit(self.engine.take_output());
         }
     }
+
+    /// Works off what was read, up to the first thing that `pick` wants. Events that it does not
+    /// want are kept.
+    fn read_on<T>(
+        &mut self,
+        mut pick: impl FnMut(Heard) -> Option<T>,
+    ) -> Result<Option<T>, DeviceError> {
+        let mut whole = self.link.input.split();
+        let mut rest: &[u8] = &whole;
+        let mut picked = None;
+        while picked.is_none() {
+            let event = match self.engine.next(&mut rest) {
+                Ok(Some(event)) => event,
+                Ok(None) => break,
+                Err(violation) => return Err(DeviceError::Protocol(violation.to_string())),
+            };
+            match Heard::of(event) {
+                Some(Heard::Event(event)) => self.kept.push_back(event),
+                Some(heard) => picked = pick(heard),
+                None => {}
+            }
+        }
+        // What the engine has not looked at yet stays for the next call.
+        let used = whole.len() - rest.len();
+        whole.advance(used);
+        self.link.input = whole;
+        Ok(picked)
+    }
 }
 
-/// The next event that `pick` wants; `None` when the input is used up.
-fn next<T>(
-    engine: &mut ClientConnection,
-    input: &mut BytesMut,
-    mut pick: impl FnMut(ClientEvent<'_>) -> Option<T>,
-) -> Result<Option<T>, DeviceError> {
-    let whole = input.split();
-    let mut rest: &[u8] = &whole;
-    let mut picked = None;
-    while picked.is_none() {
-        match engine.next(&mut rest) {
-            Ok(Some(event)) => picked = pick(event),
-            Ok(None) => break,
-            Err(violation) => return Err(DeviceError::Protocol(violation.to_string())),
-        }
-    }
-    // What the engine has not looked at yet stays for the next call.
-    let used = whole.len() - rest.len();
-    let mut whole = whole;
-    bytes::Buf::advance(&mut whole, used);
-    *input = whole;
-    Ok(picked)
+/// An event of the engine, owned.
+enum Heard {
+    Connack(Connack),
+    Suback { packet_id: PacketId, granted: bool },
+    Event(DeviceEvent),
 }
+
+impl Heard {
+    fn of(event: ClientEvent<'_>) -> Option<Self> {
+        Some(match event {
+            ClientEvent::Connack(connack) => Self::Connack(connack),
+            ClientEvent::Suback(suback) => Self::Suback {
+                packet_id: suback.packet_id,
+                granted: suback.codes().all(|code| code != SubackCode::Failure),
+            },
+            ClientEvent::Puback { packet_id } => Self::Event(DeviceEvent::Acknowledged(packet_id)),
+            ClientEvent::Publish(publish) => Self::Event(DeviceEvent::Command(command(&publish))),
+            ClientEvent::Unsuback { .. } | ClientEvent::Pingresp => return None,
+        })
+    }
+}
+
+fn command(publish: &Publish<'_>) -> Command {
+    Command {
+        packet_id: publish.packet_id,
+        again: publish.dup,
+        topic: publish.topic.to_owned(),
+        payload: Bytes::copy_from_slice(publish.payload),
+    }
+}
+
+#[cfg(test)]
+mod tests;

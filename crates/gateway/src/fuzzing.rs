@@ -9,21 +9,26 @@ use std::sync::Arc;
 use axum::http::HeaderMap;
 use axum::http::header::{self, HeaderValue};
 use bytes::{Bytes, BytesMut};
+use fieldpost_amqp::Error;
 use fieldpost_amqp::message::Message;
 use fieldpost_amqp::performative::Attach;
+use fieldpost_hub::c2d::{Settlement, Target};
 use fieldpost_hub::clock::Timer;
 use fieldpost_hub::events::StartPosition;
 use fieldpost_hub::identity::{DeviceSpec, Precondition};
-use fieldpost_model::{DeviceId, DeviceMessage, Identity};
+use fieldpost_model::{CloudMessage, DeviceId, DeviceMessage, Identity};
+use fieldpost_mqtt::PacketId;
+use fieldpost_record::CommandView;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::dialect::amqp::address::{Address, PartitionAddress};
+use crate::dialect::amqp::command::Command;
 use crate::dialect::amqp::error::Status;
 use crate::dialect::amqp::management::{self, Question};
 use crate::dialect::amqp::receiver::ReceiverRequest;
-use crate::dialect::amqp::{cbs, selector};
-use crate::dialect::mqtt::{self, Marks, Topic, UserName};
+use crate::dialect::amqp::{cbs, redirect, selector};
+use crate::dialect::mqtt::{self, DeliveryName, EmptyValues, Marks, Topic, UserName};
 use crate::http::document::InvalidDocument;
 use crate::http::{call, document, path};
 use crate::listen::websocket::WebSocketBytes;
@@ -56,6 +61,45 @@ pub fn mqtt_message<'a>(
     Some(mqtt::decode(bag, payload, marks))
 }
 
+/// How a publish of `identity` settles a message that was sent to it: whether it rejects it, and the
+/// message id or the packet id that it names; `None` when its topic is not one for that.
+#[must_use]
+pub fn mqtt_settlement<'a>(
+    identity: &Identity,
+    topic: &'a str,
+) -> Option<(bool, Option<Cow<'a, str>>, Option<PacketId>)> {
+    let Some(Topic::Settle {
+        settlement,
+        delivery,
+    }) = Topic::parse(identity, topic)
+    else {
+        return None;
+    };
+    let (message_id, packet_id) = match delivery {
+        DeliveryName::MessageId(id) => (Some(id), None),
+        DeliveryName::PacketId(id) => (None, Some(id)),
+        DeliveryName::Nothing => (None, None),
+    };
+    Some((settlement == Settlement::Reject, message_id, packet_id))
+}
+
+/// The topic under which `identity` gets a message for devices.
+#[must_use]
+pub fn mqtt_command_topic(
+    identity: &Identity,
+    command: &CommandView<'_>,
+    empty_values_kept: bool,
+) -> String {
+    let empty_values = if empty_values_kept {
+        EmptyValues::Kept
+    } else {
+        EmptyValues::LeftOut
+    };
+    let mut topic = String::new();
+    mqtt::put_topic(&mut topic, identity, empty_values, command);
+    topic
+}
+
 /// How many features a topic filter turns on for `identity`; `None` when it may not have it.
 #[must_use]
 pub fn mqtt_filter(identity: &Identity, filter: &str) -> Option<usize> {
@@ -86,6 +130,28 @@ pub fn amqp_selector(text: &str) -> Option<StartPosition> {
 pub fn amqp_receiver(attach: &Attach) -> Option<(StartPosition, Option<i64>)> {
     let request = ReceiverRequest::of(attach).ok()?;
     Some((request.start, request.owner_level))
+}
+
+/// The message for a device that a service sends, and whom it means: the identity tried first, and
+/// the one tried after it.
+#[must_use]
+pub fn amqp_command<'a>(
+    message: &Message<'a>,
+) -> Option<(CloudMessage<'a>, [Option<Identity>; 2])> {
+    let command = Command::of(message).ok()?;
+    let Target { identity, fallback } = command.target;
+    Some((command.message, [Some(identity), fallback]))
+}
+
+/// What a client is told that looks for events under `address` of a hub that it calls `hostname`.
+#[must_use]
+pub fn amqp_redirect(hostname: &str, address: &str) -> Option<Error> {
+    match Address::parse(address) {
+        Address::Events { below } => {
+            redirect::to_events(redirect::without_port(hostname), "hub", below)
+        }
+        _ => None,
+    }
 }
 
 /// Reads a message as a request to `$cbs` and as one to `$management`, and writes what answers

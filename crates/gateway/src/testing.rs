@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use fieldpost_hub::clock::{Clock, ManualClock, SeededChance, Timer};
+use fieldpost_hub::auth::DevicePrincipal;
+use fieldpost_hub::clock::{Chance, Clock, ManualClock, SeededChance, Timer};
 use fieldpost_hub::identity::{Authentication, AuthenticationSpec, DeviceSpec};
 use fieldpost_hub::secrets::{Keyring, Secret};
 use fieldpost_hub::{Hub, HubConfig, HubParts};
-use fieldpost_model::{DeviceId, PartitionId, Partitioning, StreamId, Timestamp};
+use fieldpost_model::{DeviceId, Identity, PartitionId, Partitioning, StreamId, Timestamp};
 use fieldpost_record::RecordView;
 use fieldpost_store::log::{EventLog, ReadRequest};
 use fieldpost_store::memory::MemoryStore;
@@ -41,28 +42,33 @@ impl TestHub {
         Self::open(MemoryStore::automatic).await
     }
 
+    /// The same with a chance of the test's own.
+    pub(crate) async fn automatic_with(chance: Arc<dyn Chance>) -> Self {
+        Self::open_with(MemoryStore::automatic, chance).await
+    }
+
     /// A hub whose log commits only when the test steps `store.log`.
     pub(crate) async fn stepped() -> Self {
         Self::open(MemoryStore::manual).await
     }
 
+    /// Opens the hub anew on what its store holds, as after a crash: the old one is not closed.
+    pub(crate) async fn crash(&mut self, chance: Arc<dyn Chance>) {
+        self.hub = open_hub(&self.store, &self.clock, chance).await;
+    }
+
     async fn open(store: impl FnOnce(Partitioning, Arc<dyn Clock>) -> MemoryStore) -> Self {
+        Self::open_with(store, Arc::new(SeededChance::new(7))).await
+    }
+
+    async fn open_with(
+        store: impl FnOnce(Partitioning, Arc<dyn Clock>) -> MemoryStore,
+        chance: Arc<dyn Chance>,
+    ) -> Self {
         let clock = Arc::new(ManualClock::new(START));
         let partitioning = Partitioning::new(4).unwrap();
         let store = store(partitioning, Arc::clone(&clock) as Arc<dyn Clock>);
-        let hub = Hub::open(HubParts {
-            store: store.store(),
-            timer: Arc::clone(&clock) as Arc<dyn Timer>,
-            chance: Arc::new(SeededChance::new(7)),
-            keyring: Keyring::new(1, [3; 32]),
-            config: HubConfig {
-                name: HUB_NAME.to_owned(),
-                host_names: vec!["localhost".to_owned(), "hub.localhost".to_owned()],
-                ..HubConfig::default()
-            },
-        })
-        .await
-        .unwrap();
+        let hub = open_hub(&store, &clock, chance).await;
         Self { hub, clock, store }
     }
 
@@ -82,9 +88,28 @@ impl TestHub {
 
     /// A token of a policy for the whole hub, signed as IoT Hub clients do.
     pub(crate) fn policy_token(&self, policy: &str) -> String {
+        self.policy_token_for(policy, 3600)
+    }
+
+    /// The same, good until so many seconds after the start of the test.
+    pub(crate) fn policy_token_for(&self, policy: &str, life_s: i64) -> String {
         let key = self.hub.access().policy(policy).unwrap().primary;
-        let token = sas_token("localhost", &key, expiry(3600));
+        let token = sas_token("localhost", &key, expiry(life_s));
         format!("{token}&skn={policy}")
+    }
+
+    /// A registered device or module, as somebody who signed in with its primary key.
+    pub(crate) async fn principal(&self, identity: &Identity) -> DevicePrincipal {
+        let device = self.hub.registry().get(&identity.device).await.unwrap();
+        let device = device.expect("it is registered");
+        let Authentication::Sas(keys) = &device.authentication else {
+            panic!("keys were asked for")
+        };
+        let resource = format!("localhost/devices/{}", identity.device);
+        let token = sas_token(&resource, &keys.primary, expiry(3600));
+        let access = self.hub.access();
+        let authenticated = access.authenticate_device(identity, "localhost", &token);
+        authenticated.await.unwrap()
     }
 
     /// Everything stored for a device's partition.
@@ -119,6 +144,21 @@ impl TestHub {
             .map(|record| seen(&record.data))
             .collect()
     }
+}
+
+async fn open_hub(store: &MemoryStore, clock: &Arc<ManualClock>, chance: Arc<dyn Chance>) -> Hub {
+    let parts = HubParts {
+        store: store.store(),
+        timer: Arc::clone(clock) as Arc<dyn Timer>,
+        chance,
+        keyring: Keyring::new(1, [3; 32]),
+        config: HubConfig {
+            name: HUB_NAME.to_owned(),
+            host_names: vec!["localhost".to_owned(), "hub.localhost".to_owned()],
+            ..HubConfig::default()
+        },
+    };
+    Hub::open(parts).await.unwrap()
 }
 
 /// Seconds since 1970, so many seconds after the start of the test.

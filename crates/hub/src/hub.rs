@@ -7,6 +7,7 @@ use fieldpost_store::{Health, Store, StoreError};
 use tokio::sync::watch;
 
 use crate::auth::Access;
+use crate::c2d::CloudToDevice;
 use crate::clock::{Chance, Timer};
 use crate::events::{Events, Receivers};
 use crate::identity::Registry;
@@ -89,6 +90,7 @@ struct Inner {
     subscriptions: Subscriptions,
     events: Events,
     settings: Settings,
+    c2d: CloudToDevice,
 }
 
 impl Hub {
@@ -129,7 +131,15 @@ impl Hub {
             Arc::clone(&timer),
             store.log.partitioning(),
         );
+        let c2d = CloudToDevice::start(
+            &store,
+            registry.clone(),
+            settings.clone(),
+            Arc::clone(&timer),
+            Arc::clone(&chance),
+        );
         Ok(Self(Arc::new(Inner {
+            c2d,
             access,
             ingest: Ingest::start(&store, Arc::clone(&timer), config.in_flight_bytes),
             presence: Presence::new(owners.clone(), registry.clone()),
@@ -182,6 +192,12 @@ impl Hub {
         &self.0.events
     }
 
+    /// Messages to devices.
+    #[must_use]
+    pub fn c2d(&self) -> &CloudToDevice {
+        &self.0.c2d
+    }
+
     /// The settings in force.
     #[must_use]
     pub fn settings(&self) -> &Settings {
@@ -229,6 +245,8 @@ impl Hub {
     pub async fn close(&self) {
         self.0.registry.quiesce().await;
         self.0.owners.close().await;
+        self.0.c2d.close().await;
+        self.0.store.queues.close().await;
         self.0.store.log.close().await;
         self.0.ingest.close().await;
         self.0.store.documents.close().await;

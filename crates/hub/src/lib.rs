@@ -2,13 +2,14 @@
 //!
 //! [`Hub`] joins the parts: [`identity`] knows the devices, [`auth`] and [`policies`] who is let
 //! in, [`presence`] who is connected, [`subscriptions`] what MQTT devices want to hear, [`ingest`]
-//! takes messages from devices, [`events`] lets services read them, [`settings`] is what operators
-//! change.
+//! takes messages from devices, [`events`] lets services read them, [`c2d`] brings messages to
+//! devices, [`settings`] is what operators change.
 //!
 //! The crate knows no sockets, frames, topics, status codes or configuration files. It keeps its
 //! state in the store it is opened with; time and chance come from outside as well ([`clock`]).
 
 pub mod auth;
+pub mod c2d;
 pub mod clock;
 mod collections;
 pub mod events;

@@ -1,5 +1,7 @@
 //! The hub's settings: durable state, seeded once, changed while the hub runs.
 
+mod cloud_to_device;
+
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -13,6 +15,11 @@ use serde::{Deserialize, Serialize};
 use crate::collections::SETTINGS;
 use crate::events::Receivers;
 use crate::identity::Registry;
+
+pub use cloud_to_device::{
+    CloudToDeviceSetting, CloudToDeviceSettings, DeadLetterSettings, DeliveryCountMode,
+    FeedbackSettings, HistorySettings,
+};
 
 /// The consumer group that always exists.
 pub const DEFAULT_CONSUMER_GROUP: &str = "$Default";
@@ -32,6 +39,8 @@ pub struct HubSettings {
     /// The partitions of the built-in endpoint. Fixed when the store was created: to be shown, and
     /// refused when another number is given.
     pub partition_count: u16,
+    /// Messages to devices, and the feedback about them.
+    pub cloud_to_device: CloudToDeviceSettings,
 }
 
 impl Default for HubSettings {
@@ -42,7 +51,18 @@ impl Default for HubSettings {
             bytes_max: None,
             at_bytes_max: AtBytesMax::HoldMessages,
             partition_count: 4,
+            cloud_to_device: CloudToDeviceSettings::default(),
         }
+    }
+}
+
+impl HubSettings {
+    /// Whether a hub would take them.
+    ///
+    /// # Errors
+    /// Says which setting it would not.
+    pub fn check(&self) -> Result<(), InvalidSettings> {
+        validated(self.clone(), self.partition_count).map(|_| ())
     }
 }
 
@@ -94,6 +114,22 @@ pub enum InvalidSettings {
         /// The number that it is.
         fixed: u16,
     },
+    /// A setting of cloud-to-device messages is out of its range.
+    #[error("{}", OutOfRange(*setting, *given))]
+    CloudToDevice {
+        /// Which one.
+        setting: CloudToDeviceSetting,
+        /// The value given, in the unit of the setting's range.
+        given: u64,
+    },
+}
+
+struct OutOfRange(CloudToDeviceSetting, u64);
+
+impl std::fmt::Display for OutOfRange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        cloud_to_device::describe(f, self.0, self.1)
+    }
 }
 
 /// Why settings were not applied.
@@ -240,6 +276,7 @@ fn validated(mut settings: HubSettings, fixed: u16) -> Result<HubSettings, Inval
     settings
         .consumer_groups
         .insert(0, DEFAULT_CONSUMER_GROUP.to_owned());
+    settings.cloud_to_device = cloud_to_device::validated(settings.cloud_to_device)?;
     Ok(settings)
 }
 
@@ -265,6 +302,8 @@ struct StoredSettings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     bytes_max: Option<u64>,
     at_bytes_max: StoredAtBytesMax,
+    #[serde(default)]
+    cloud_to_device: cloud_to_device::Stored,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -288,6 +327,7 @@ fn put(settings: &HubSettings, condition: Condition) -> Change {
             AtBytesMax::HoldMessages => StoredAtBytesMax::HoldMessages,
             AtBytesMax::DropOldest => StoredAtBytesMax::DropOldest,
         },
+        cloud_to_device: (&settings.cloud_to_device).into(),
     };
     Change {
         collection: SETTINGS,
@@ -319,6 +359,7 @@ fn decode(value: &[u8], fixed: u16) -> Result<HubSettings, ApplyError> {
             StoredAtBytesMax::DropOldest => AtBytesMax::DropOldest,
         },
         partition_count: fixed,
+        cloud_to_device: stored.cloud_to_device.into(),
     };
     Ok(validated(settings, fixed)?)
 }
@@ -399,6 +440,10 @@ mod tests {
                 bytes_max: Some(1 << 40),
                 at_bytes_max: AtBytesMax::DropOldest,
                 partition_count: 8,
+                cloud_to_device: CloudToDeviceSettings {
+                    max_delivery_count: 7,
+                    ..CloudToDeviceSettings::default()
+                },
             },
             8,
         )
@@ -408,5 +453,11 @@ mod tests {
         };
         assert_eq!(decode(&value, 8).unwrap(), settings);
         assert!(matches!(decode(b"{}", 8), Err(ApplyError::Store(_))));
+
+        // As it was stored before there were cloud-to-device messages.
+        let older = br#"{"v":1,"retentionDays":2,"consumerGroups":[],"atBytesMax":"dropOldest"}"#;
+        let settings = decode(older, 8).unwrap();
+        assert_eq!(settings.retention_days, 2);
+        assert_eq!(settings.cloud_to_device, CloudToDeviceSettings::default());
     }
 }

@@ -41,3 +41,26 @@ pub const PARTITION_COUNT_RANGE: std::ops::RangeInclusive<u16> = 1..=128;
 
 /// Shortest and longest retention of the built-in endpoint, in days (Azure IoT Hub).
 pub const RETENTION_DAYS_RANGE: std::ops::RangeInclusive<u32> = 1..=7;
+
+/// Largest cloud-to-device message, in bytes: body, plus values of system properties, plus names
+/// and values of application properties (Azure IoT Hub quotas: 64 KB).
+pub const C2D_MESSAGE_BYTES_MAX: usize = 64 * 1024;
+
+/// Longest life of a cloud-to-device message (Azure IoT Hub: 2 days).
+pub const C2D_EXPIRY_MAX: Duration = Duration::from_secs(2 * 24 * 3600);
+
+/// Cloud-to-device messages that wait for one device, if nothing else is set (Azure IoT Hub: 50).
+pub const C2D_QUEUE_DEPTH_DEFAULT: u64 = 50;
+
+/// Lock of a received cloud-to-device message (Azure IoT Hub: 60 seconds).
+pub const C2D_LOCK: Duration = Duration::from_secs(60);
+
+/// Locks that a receiver or an operator may ask for (Azure IoT Hub: 5 to 300 seconds).
+pub const LOCK_RANGE: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(5)..=Duration::from_secs(300);
+
+/// Deliveries before a message is dead-lettered (Azure IoT Hub: 1 to 100).
+pub const DELIVERY_COUNT_RANGE: std::ops::RangeInclusive<u32> = 1..=100;
+
+/// Times to live that can be set for messages and feedback (Azure IoT Hub: 1 minute to 2 days).
+pub const TTL_RANGE: std::ops::RangeInclusive<Duration> = Duration::from_secs(60)..=C2D_EXPIRY_MAX;

@@ -23,6 +23,7 @@ mod assembler;
 mod client;
 mod output;
 pub mod packet;
+mod packet_ids;
 mod server;
 mod violation;
 

@@ -8,6 +8,7 @@ use bytes::BytesMut;
 use crate::assembler::Assembler;
 use crate::output::Output;
 use crate::packet::{self, DecodeError, has_wildcard};
+use crate::packet_ids::PacketIds;
 use crate::{
     Connack, Connect, Packet, PacketId, PacketType, Publish, Qos, Refusal, SendError, SubackCode,
     Subscribe, Timeout, Unsubscribe, Violation,
@@ -33,10 +34,13 @@ pub struct ServerOptions {
     /// [MQTT-3.3.2-2], but a client that encodes nothing may put one into a topic; where topics are
     /// only ever compared as text, it does no harm.
     pub wildcards_in_topics: bool,
+    /// Most messages that may await a PUBACK of the client. Meant to be small: packet ids are
+    /// looked for among them one by one.
+    pub deliveries_max: u16,
 }
 
 impl Default for ServerOptions {
-    /// 16 KiB, then 320 KiB; 30 seconds; 1,767 seconds; no wildcards.
+    /// 16 KiB, then 320 KiB; 30 seconds; 1,767 seconds; no wildcards; 256 deliveries.
     fn default() -> Self {
         Self {
             packet_length_max_before_connect: 16 * 1024,
@@ -44,6 +48,7 @@ impl Default for ServerOptions {
             connect_timeout: Duration::from_secs(30),
             silence_max: Duration::from_secs(1767),
             wildcards_in_topics: false,
+            deliveries_max: 256,
         }
     }
 }
@@ -61,6 +66,12 @@ pub enum ServerEvent<'a> {
         /// At QoS 1: to be handed to [`ServerConnection::acknowledge_through`] once the message is
         /// safe.
         ticket: Option<AckTicket>,
+    },
+    /// The client has taken a message that this connection sent it at QoS 1. Its id is free again.
+    Puback {
+        /// What [`ServerConnection::publish_at_least_once`] gave, or
+        /// [`ServerConnection::publish_again`] was given.
+        packet_id: PacketId,
     },
     /// To be answered by [`ServerConnection::suback`], with one code for each filter.
     Subscribe(Subscribe<'a>),
@@ -94,7 +105,7 @@ pub struct AckTicket(u64);
 /// The bytes it leaves with the caller are the caller's to keep, in front of what it reads next.
 ///
 /// Apart from that the connection holds at most one incomplete packet, two bytes for each
-/// unacknowledged publish, and the output; nothing of these while idle.
+/// unacknowledged publish of either side, and the output; nothing of these while idle.
 #[derive(Debug)]
 pub struct ServerConnection {
     options: ServerOptions,
@@ -107,6 +118,8 @@ pub struct ServerConnection {
     tickets: u64,
     /// Since when a part of a packet has been here without the rest.
     partial_since: Option<Duration>,
+    /// Packet ids of what this side has sent.
+    sent: PacketIds,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,6 +152,7 @@ impl ServerConnection {
             unacknowledged: VecDeque::new(),
             tickets: 0,
             partial_since: None,
+            sent: PacketIds::default(),
         }
     }
 
@@ -149,8 +163,9 @@ impl ServerConnection {
     ///
     /// `None` means that the input is used up, or that a CONNECT is being decided: then the input
     /// is left as it is, to be offered again after the answer. Input after the end of the
-    /// connection is dropped. PINGREQ is answered here, a PUBACK of the client is read over; both
-    /// show in no event.
+    /// connection is dropped. PINGREQ is answered here, and a PUBACK that names no message in flight
+    /// on this connection is read over: it may be one for an earlier connection, come too late to
+    /// mean anything. Both show in no event.
     ///
     /// # Errors
     /// The client broke a rule; the connection is closed. The output may hold an answer.
@@ -184,15 +199,17 @@ impl ServerConnection {
             }
             let body = self.assembler.body(located);
             let checked = match located.header.packet_type {
-                PacketType::Pingreq => packet::decode_empty(body),
-                PacketType::Puback => packet::decode_packet_id(body).map(drop),
+                PacketType::Pingreq => packet::decode_empty(body).map(|()| None),
+                PacketType::Puback => packet::decode_packet_id(body).map(Some),
                 _ => break located,
             };
-            if let Err(error) = checked {
-                return Err(close(&mut self.state, error.into()));
-            }
-            if located.header.packet_type == PacketType::Pingreq {
-                packet::put_pingresp(self.output.buffer());
+            match checked {
+                Ok(None) => packet::put_pingresp(self.output.buffer()),
+                Ok(Some(packet_id)) if self.sent.settle(packet_id) => {
+                    return Ok(Some(ServerEvent::Puback { packet_id }));
+                }
+                Ok(Some(_)) => {}
+                Err(error) => return Err(close(&mut self.state, error.into())),
             }
         };
         // The event borrows the assembler, so the rest of the connection is taken apart here.
@@ -204,6 +221,7 @@ impl ServerConnection {
             unacknowledged,
             tickets,
             partial_since: _,
+            sent: _,
         } = self;
         let event = match Packet::decode(located.header, assembler.body(located)) {
             Ok(Packet::Connect(connect)) => {
@@ -367,6 +385,89 @@ impl ServerConnection {
             payload,
         };
         publish.encode(self.output.buffer())?;
+        Ok(())
+    }
+
+    /// Gives packet ids from `first` on. Chance should choose it: a PUBACK that a client sends late,
+    /// for a connection that this side no longer remembers, then hardly ever names a message of this
+    /// one.
+    pub fn number_from(&mut self, first: PacketId) {
+        self.sent.number_from(first);
+    }
+
+    /// Gives `packet_id` to no new message of this connection: the client knows it from an earlier
+    /// connection of its session, whose message is to be sent by [`publish_again`](Self::publish_again)
+    /// if at all.
+    pub fn reserve(&mut self, packet_id: PacketId) {
+        self.sent.reserve(packet_id);
+    }
+
+    /// Sends a message to the client at QoS 1 and returns the packet id that its PUBACK will name:
+    /// neither in flight nor reserved.
+    ///
+    /// # Errors
+    /// The connection is not open, [`deliveries_max`](ServerOptions::deliveries_max) messages are in
+    /// flight, or the topic is empty, too long or holds U+0000.
+    pub fn publish_at_least_once(
+        &mut self,
+        topic: &str,
+        payload: &[u8],
+    ) -> Result<PacketId, SendError> {
+        self.check_room()?;
+        let packet_id = self.sent.free_id().ok_or(SendError::WindowFull)?;
+        self.deliver(packet_id, false, topic, payload)?;
+        Ok(packet_id)
+    }
+
+    /// Sends a message of an earlier connection of the client's session once more, marked as a
+    /// duplicate, under its old packet id. To be done in the old order, before any new message.
+    ///
+    /// # Errors
+    /// As for [`publish_at_least_once`](Self::publish_at_least_once), or the id is in flight.
+    pub fn publish_again(
+        &mut self,
+        packet_id: PacketId,
+        topic: &str,
+        payload: &[u8],
+    ) -> Result<(), SendError> {
+        self.check_room()?;
+        if self.sent.is_in_flight(packet_id) {
+            return Err(SendError::PacketIdInUse { packet_id });
+        }
+        self.deliver(packet_id, true, topic, payload)
+    }
+
+    fn deliver(
+        &mut self,
+        packet_id: PacketId,
+        dup: bool,
+        topic: &str,
+        payload: &[u8],
+    ) -> Result<(), SendError> {
+        let publish = Publish {
+            dup,
+            qos: Qos::AtLeastOnce,
+            retain: false,
+            topic,
+            packet_id: Some(packet_id),
+            payload,
+        };
+        publish.encode(self.output.buffer())?;
+        self.sent.send(packet_id, !dup);
+        Ok(())
+    }
+
+    /// Messages sent at QoS 1 whose PUBACK has not come.
+    #[must_use]
+    pub fn deliveries_in_flight(&self) -> usize {
+        self.sent.in_flight()
+    }
+
+    fn check_room(&self) -> Result<(), SendError> {
+        self.check_open()?;
+        if self.sent.in_flight() >= usize::from(self.options.deliveries_max) {
+            return Err(SendError::WindowFull);
+        }
         Ok(())
     }
 

@@ -103,6 +103,9 @@ impl Pair {
                     let packet_id = unsubscribe.packet_id;
                     self.server.unsuback(packet_id).expect("open");
                 }
+                Some(ServerEvent::Puback { packet_id }) => {
+                    self.at_server.push(format!("puback {packet_id}"));
+                }
                 Some(ServerEvent::Disconnect) => self.at_server.push("disconnect".to_owned()),
                 None => assert!(input.is_empty()),
             }
@@ -474,6 +477,45 @@ fn a_client_acknowledges_what_it_is_sent_at_qos_1() {
     pair.exchange();
     assert_eq!(pair.server_events(), Vec::<String>::new());
     assert!(!pair.server.is_closed());
+}
+
+#[test]
+fn messages_to_a_client_outlive_its_connection() {
+    let mut pair = Pair::connected();
+    let mut sent = Vec::new();
+    for payload in ["a", "b", "c"] {
+        let id = pair.server.publish_at_least_once("in", payload.as_bytes());
+        sent.push(id.expect("room"));
+    }
+    pair.exchange();
+    let arrived = ["publish in a", "publish in b", "publish in c"];
+    assert_eq!(pair.client_events(), arrived);
+    pair.client.acknowledge(sent[1], pair.now).expect("open");
+    pair.exchange();
+    assert_eq!(pair.server_events(), ["puback 2"]);
+    // This one is lost with the connection.
+    pair.client.acknowledge(sent[0], pair.now).expect("open");
+
+    let mut pair = Pair::connected();
+    // An acknowledgement of the old connection that comes before the message does means nothing.
+    pair.client.acknowledge(sent[2], pair.now).expect("open");
+    pair.exchange();
+    for (packet_id, payload) in [(sent[0], b"a"), (sent[2], b"c")] {
+        let again = pair.server.publish_again(packet_id, "in", payload);
+        again.expect("free");
+    }
+    let fresh = pair.server.publish_at_least_once("in", b"d").expect("room");
+    assert!(!sent.contains(&fresh) || fresh == sent[1]);
+    pair.exchange();
+    let arrived = ["publish in a", "publish in c", "publish in d"];
+    assert_eq!(pair.client_events(), arrived);
+    assert_eq!(pair.server.deliveries_in_flight(), 3);
+    for packet_id in [fresh, sent[2], sent[0]] {
+        pair.client.acknowledge(packet_id, pair.now).expect("open");
+    }
+    pair.exchange();
+    assert_eq!(pair.server_events(), ["puback 2", "puback 3", "puback 1"]);
+    assert_eq!(pair.server.deliveries_in_flight(), 0);
 }
 
 /// One step of a conversation with random timing.

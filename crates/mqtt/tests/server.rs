@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use fieldpost_mqtt::{
-    AckTicket, Connect, DecodeError, PacketId, PacketType, Publish, Qos, Refusal, SendError,
-    ServerConnection, ServerEvent, ServerOptions, SubackCode, Timeout, Violation, Will, packet,
+    AckTicket, Assembler, Connect, DecodeError, Packet, PacketId, PacketType, Publish, Qos,
+    Refusal, SendError, ServerConnection, ServerEvent, ServerOptions, SubackCode, Timeout,
+    Violation, Will, packet,
 };
 
 const START: Duration = Duration::from_secs(1000);
@@ -480,4 +481,120 @@ fn a_packet_on_its_way_is_life_but_not_for_ever() {
 #[test]
 fn an_idle_connection_is_small() {
     assert!(size_of::<ServerConnection>() < 300);
+}
+
+/// The packets in the output, which is consumed.
+fn written(server: &mut ServerConnection) -> Vec<(bool, Option<u16>, String)> {
+    let bytes = server.take_output();
+    let mut assembler = Assembler::new(u32::MAX);
+    let mut input = bytes.as_ref();
+    let mut publishes = Vec::new();
+    while let Some(raw) = assembler.next(&mut input).expect("packets") {
+        let Ok(Packet::Publish(publish)) = raw.decode() else {
+            panic!("not a PUBLISH: {raw:?}");
+        };
+        let payload = String::from_utf8_lossy(publish.payload).into_owned();
+        publishes.push((publish.dup, publish.packet_id.map(PacketId::get), payload));
+    }
+    publishes
+}
+
+fn id(id: u16) -> PacketId {
+    PacketId::new(id).expect("not zero")
+}
+
+/// Feeds PUBACKs and returns the ids of those that meant something.
+fn acknowledged(server: &mut ServerConnection, ids: &[u16]) -> Vec<u16> {
+    let mut bytes = BytesMut::new();
+    packet::put_pubacks(&mut bytes, ids.iter().map(|n| id(*n)));
+    let mut input = bytes.as_ref();
+    let mut settled = Vec::new();
+    while let Some(event) = server.next(&mut input, START).expect("no violation") {
+        let ServerEvent::Puback { packet_id } = event else {
+            panic!("{event:?}");
+        };
+        settled.push(packet_id.get());
+    }
+    assert!(input.is_empty());
+    settled
+}
+
+#[test]
+fn deliveries_are_acknowledged_by_their_ids_in_any_order() {
+    let mut server = connected();
+    server.number_from(id(u16::MAX));
+    for (payload, packet_id) in [("a", u16::MAX), ("b", 1), ("c", 2)] {
+        let sent = server.publish_at_least_once("t", payload.as_bytes());
+        assert_eq!(sent, Ok(id(packet_id)));
+    }
+    let sent = [(u16::MAX, "a"), (1, "b"), (2, "c")];
+    let sent = sent.map(|(id, payload)| (false, Some(id), payload.to_owned()));
+    assert_eq!(written(&mut server), sent);
+    assert_eq!(server.deliveries_in_flight(), 3);
+    // The second time and for what was never sent they mean nothing, and harm nothing.
+    assert_eq!(
+        acknowledged(&mut server, &[2, 2, 77, u16::MAX]),
+        [2, u16::MAX]
+    );
+    assert_eq!(server.deliveries_in_flight(), 1);
+    assert_eq!(acknowledged(&mut server, &[1]), [1]);
+    assert_eq!(server.publish_at_least_once("t", b"d"), Ok(id(3)));
+}
+
+#[test]
+fn what_an_earlier_connection_sent_is_repeated_under_its_id() {
+    let mut server = connected();
+    server.number_from(id(7));
+    for reserved in [7, 8, 10] {
+        server.reserve(id(reserved));
+    }
+    assert_eq!(server.publish_again(id(8), "t", b"old"), Ok(()));
+    let in_use = SendError::PacketIdInUse { packet_id: id(8) };
+    assert_eq!(server.publish_again(id(8), "t", b"old"), Err(in_use));
+    assert_eq!(server.publish_at_least_once("t", b"new"), Ok(id(9)));
+    // A message that is gone leaves its id to nobody.
+    assert_eq!(server.publish_at_least_once("t", b"newer"), Ok(id(11)));
+    let expected = [(true, 8, "old"), (false, 9, "new"), (false, 11, "newer")];
+    let expected = expected.map(|(dup, id, payload)| (dup, Some(id), payload.to_owned()));
+    assert_eq!(written(&mut server), expected);
+    // Late for the earlier connection, and for nothing of this one.
+    assert_eq!(acknowledged(&mut server, &[7, 10, 8, 11]), [8, 11]);
+}
+
+#[test]
+fn deliveries_are_bounded_and_a_refused_one_leaves_no_trace() {
+    let options = ServerOptions {
+        deliveries_max: 2,
+        ..ServerOptions::default()
+    };
+    let mut server = ServerConnection::new(options, START);
+    assert_eq!(
+        server.publish_at_least_once("t", b""),
+        Err(SendError::NotOpen)
+    );
+    assert_eq!(
+        server.publish_again(id(1), "t", b""),
+        Err(SendError::NotOpen)
+    );
+    let bytes = connect_bytes(&CONNECT);
+    assert!(server.next(&mut bytes.as_ref(), START).is_ok());
+    server.accept(true, START);
+    assert_eq!(server.take_output().len(), 4);
+
+    let too_long = "t".repeat(65_536);
+    for topic in ["", "a\0b", &too_long] {
+        let refused = server.publish_at_least_once(topic, b"");
+        assert!(matches!(refused, Err(SendError::Encode(_))), "{refused:?}");
+        assert_eq!((server.output_len(), server.deliveries_in_flight()), (0, 0));
+    }
+    assert_eq!(server.publish_at_least_once("t", b""), Ok(id(1)));
+    assert_eq!(server.publish_again(id(5), "t", b""), Ok(()));
+    let full = Err(SendError::WindowFull);
+    assert_eq!(server.publish_at_least_once("t", b""), full);
+    assert_eq!(
+        server.publish_again(id(6), "t", b""),
+        Err(SendError::WindowFull)
+    );
+    assert_eq!(acknowledged(&mut server, &[5]), [5]);
+    assert_eq!(server.publish_at_least_once("t", b""), Ok(id(2)));
 }

@@ -88,7 +88,7 @@ fn describe(event: &ServerEvent<'_>) -> (String, Answer) {
             Answer::Suback(subscribe.packet_id, subscribe.filters().count())
         }
         ServerEvent::Unsubscribe(unsubscribe) => Answer::Unsuback(unsubscribe.packet_id),
-        ServerEvent::Disconnect => Answer::Nothing,
+        ServerEvent::Puback { .. } | ServerEvent::Disconnect => Answer::Nothing,
     };
     (format!("{event:?}"), answer)
 }

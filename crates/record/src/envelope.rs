@@ -94,8 +94,7 @@ const FIELD_OVERHEAD_MAX: usize = 1 + 5;
 pub(crate) fn size_max(envelope: &Envelope<'_>, stamps: &SenderStamps<'_>) -> usize {
     let texts: usize = fields(envelope, stamps)
         .into_iter()
-        .filter_map(|(_, value)| value)
-        .map(|value| FIELD_OVERHEAD_MAX + value.len())
+        .map(|(_, value)| field_size_max(value))
         .sum();
     FIXED_BYTES + texts
 }
@@ -116,11 +115,7 @@ pub(crate) fn write(out: &mut BytesMut, envelope: &Envelope<'_>, stamps: &Sender
     let length_at = out.len();
     out.put_u32_le(0);
     for (tag, value) in fields(envelope, stamps) {
-        if let Some(value) = value {
-            out.put_u8(tag);
-            put_varint(out, length32(value.len()));
-            out.put_slice(value.as_bytes());
-        }
+        put_field(out, tag, value);
     }
     let length = length32(out.len() - length_at - 4).to_le_bytes();
     if let Some(slot) = out.get_mut(length_at..length_at + 4) {
@@ -165,14 +160,8 @@ pub(crate) fn read(
     let mut stamps = SenderStamps::default();
     let mut last_tag = 0;
     while !fields.is_empty() {
-        let (tag, value, rest) = read_field(fields)?;
-        if tag <= last_tag {
-            return Err(RecordError::Malformed {
-                part: "field order",
-            });
-        }
-        last_tag = tag;
-        fields = rest;
+        let (tag, value, rest) = read_field(fields, last_tag)?;
+        (last_tag, fields) = (tag, rest);
         let slot = match tag {
             DEVICE_ID => &mut device_id,
             MODULE_ID => &mut module_id,
@@ -211,8 +200,31 @@ fn fields<'a>(envelope: &Envelope<'a>, stamps: &SenderStamps<'a>) -> [(u8, Optio
     ]
 }
 
-fn read_field(mut fields: &[u8]) -> Result<(u8, &str, &[u8]), RecordError> {
+/// The most bytes that [`put_field`] writes.
+pub(crate) fn field_size_max(value: Option<&str>) -> usize {
+    value.map_or(0, |value| FIELD_OVERHEAD_MAX + value.len())
+}
+
+/// Writes a field that has a value: tag, length, text.
+pub(crate) fn put_field(out: &mut BytesMut, tag: u8, value: Option<&str>) {
+    if let Some(value) = value {
+        out.put_u8(tag);
+        put_varint(out, length32(value.len()));
+        out.put_slice(value.as_bytes());
+    }
+}
+
+/// Reads the field behind the one with the tag `last_tag`: tag, text, what follows.
+pub(crate) fn read_field(
+    mut fields: &[u8],
+    last_tag: u8,
+) -> Result<(u8, &str, &[u8]), RecordError> {
     let tag = fields.try_get_u8().map_err(|_| RecordError::Truncated)?;
+    if tag <= last_tag {
+        return Err(RecordError::Malformed {
+            part: "field order",
+        });
+    }
     let length = usize::try_from(get_varint(&mut fields)?).unwrap_or(usize::MAX);
     let (value, rest) = fields
         .split_at_checked(length)

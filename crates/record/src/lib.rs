@@ -10,11 +10,14 @@
 //! part of a record: the log gives them out when it commits.
 
 mod annotations;
+pub mod command;
 mod encode;
 mod envelope;
+mod sections;
 mod view;
 
 pub use annotations::{Position, write_annotations};
+pub use command::{CommandEnvelope, CommandView};
 pub use encode::encode;
 pub use envelope::{Envelope, Source};
 pub use view::{RecordError, RecordView};

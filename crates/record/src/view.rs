@@ -91,16 +91,7 @@ impl<'a> RecordView<'a> {
 
     /// The application properties in the order in which they were sent.
     pub fn properties(&self) -> impl Iterator<Item = (&'a str, Option<&'a str>)> + use<'a> {
-        let map = self.message().and_then(|m| m.application_properties);
-        map.into_iter()
-            .flat_map(|map| map.iter())
-            .map_while(|entry| {
-                let (name, value) = entry.ok()?;
-                match value {
-                    ValueRef::Null => Some((name.as_str()?, None)),
-                    value => Some((name.as_str()?, Some(value.as_str()?))),
-                }
-            })
+        properties_of(self.sections)
     }
 
     /// The body; `None` when the sections are not what a writer writes.
@@ -112,4 +103,21 @@ impl<'a> RecordView<'a> {
     fn message(&self) -> Option<Message<'a>> {
         Message::parse(self.sections).ok()
     }
+}
+
+/// The application properties in `sections`, up to the first that no writer writes.
+pub(crate) fn properties_of<'a>(
+    sections: &'a [u8],
+) -> impl Iterator<Item = (&'a str, Option<&'a str>)> + use<'a> {
+    let message = Message::parse(sections).ok();
+    let map = message.and_then(|message| message.application_properties);
+    map.into_iter()
+        .flat_map(|map| map.iter())
+        .map_while(|entry| {
+            let (name, value) = entry.ok()?;
+            match value {
+                ValueRef::Null => Some((name.as_str()?, None)),
+                value => Some((name.as_str()?, Some(value.as_str()?))),
+            }
+        })
 }

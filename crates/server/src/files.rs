@@ -25,6 +25,15 @@ pub(crate) enum DataDirectoryError {
         path.display()
     )]
     Open { path: PathBuf, mode: u32 },
+    #[error(
+        "the data directory {} belongs to another user ({owner}), who can read the keys in it and could no longer use what this one writes; run as that user, or: chown -R {user} {}",
+        path.display(), path.display()
+    )]
+    Foreign {
+        path: PathBuf,
+        owner: u32,
+        user: u32,
+    },
 }
 
 /// Makes the data directory, readable by its owner alone, or checks that it is that.
@@ -46,6 +55,17 @@ pub(crate) fn prepare_data_directory(path: &Path) -> Result<(), DataDirectoryErr
     if !metadata.is_dir() {
         return Err(DataDirectoryError::NotADirectory {
             path: path.to_owned(),
+        });
+    }
+    check_access(path, &metadata, rustix::process::geteuid().as_raw())
+}
+
+fn check_access(path: &Path, metadata: &fs::Metadata, user: u32) -> Result<(), DataDirectoryError> {
+    if metadata.uid() != user {
+        return Err(DataDirectoryError::Foreign {
+            path: path.to_owned(),
+            owner: metadata.uid(),
+            user,
         });
     }
     let mode = metadata.mode() & 0o777;
@@ -117,6 +137,18 @@ mod tests {
             prepare_data_directory(&file),
             Err(DataDirectoryError::NotADirectory { .. })
         ));
+    }
+
+    #[test]
+    fn a_data_directory_of_another_user_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        let metadata = fs::metadata(folder.path()).unwrap();
+        let user = rustix::process::geteuid().as_raw();
+        check_access(folder.path(), &metadata, user).unwrap();
+        let error = check_access(folder.path(), &metadata, user + 1).unwrap_err();
+        let expected = format!("belongs to another user ({user})");
+        assert!(error.to_string().contains(&expected), "{error}");
     }
 
     #[test]

@@ -272,6 +272,89 @@ fn settings_are_shown_and_changed_in_the_shape_of_azures_resource() {
     });
 }
 
+/// An export by root to /dev/null once put a file in its place.
+#[test]
+fn an_export_to_a_pipe_is_written_into_it() {
+    let place = Place::new();
+    place.run(&["device", "create", "dev1"]);
+    let pipe = place.path("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.unwrap().success());
+    let reader = std::thread::spawn({
+        let pipe = pipe.clone();
+        move || std::fs::read_to_string(pipe).unwrap()
+    });
+    place.run(&["device", "export", pipe.to_str().unwrap()]);
+    let is_pipe = std::fs::metadata(&pipe).unwrap().file_type();
+    assert!(std::os::unix::fs::FileTypeExt::is_fifo(&is_pipe));
+    let exported: Value = serde_json::from_str(&reader.join().unwrap()).unwrap();
+    assert_eq!(exported["id"], "dev1");
+}
+
+/// A hub that was killed leaves its address behind. Commands asked whoever had the port next, with
+/// the old token, and were turned away.
+#[test]
+fn a_killed_hubs_address_is_not_asked_again() {
+    let place = Place::new();
+    let hub = place.serve(&[]);
+    place.run(&["device", "create", "dev1"]);
+    let port = hub.port("admin");
+    hub.kill();
+    let other = Place::new();
+    let _other_hub = other.serve(&["--set", &format!("listeners.admin.port={port}")]);
+    assert_eq!(place.json(&["device", "show", "dev1"])["deviceId"], "dev1");
+}
+
+#[test]
+fn settings_of_cloud_to_device_messages_are_seeded_shown_and_changed() {
+    let place = Place::new();
+    let seeded = place
+        .command(&["connection-string"])
+        .env("FIELDPOST_HUB__CLOUD_TO_DEVICE__DEFAULT_TTL", "2 h")
+        .env(
+            "FIELDPOST_HUB__CLOUD_TO_DEVICE__DELIVERY_COUNT_MODE",
+            "every-lock",
+        )
+        .output()
+        .unwrap();
+    assert!(seeded.status.success(), "{seeded:?}");
+    let settings = || place.json(&["hub", "show"])["properties"]["cloudToDevice"].clone();
+    assert_eq!(settings()["defaultTtlAsIso8601"], "PT2H");
+    assert_eq!(settings()["deliveryCountMode"], "everyLock");
+    let hub = place.serve(&[]);
+    let file = place.path("hub.json");
+    let apply = |document: Value| {
+        std::fs::write(
+            &file,
+            json!({"properties": {"cloudToDevice": document}}).to_string(),
+        )
+        .unwrap();
+        let arguments = ["hub", "apply", file.to_str().unwrap()];
+        place.command(&arguments).output().unwrap()
+    };
+    let refuse = |document: Value, expected: &str| {
+        let text = stderr_of_failure(&apply(document));
+        assert!(text.contains(expected), "{text}");
+    };
+    assert!(
+        apply(json!({"feedback": {"ttlAsIso8601": "P1D"}}))
+            .status
+            .success()
+    );
+    refuse(json!({"maxDeliveryCount": 101}), "1 to 100, not 101");
+    refuse(
+        json!({"maxQueueDepht": 1}),
+        "did you mean `properties.cloudToDevice.maxQueueDepth`?",
+    );
+    refuse(
+        json!({"defaultTtlAsIso8601": "PT30S"}),
+        "60 s to 172800 s, not 30 s",
+    );
+    hub.stop();
+    assert_eq!(settings()["feedback"]["ttlAsIso8601"], "P1D");
+    assert_eq!(settings()["defaultTtlAsIso8601"], "PT2H");
+}
+
 #[test]
 fn commands_that_only_read_make_no_store() {
     let place = Place::new();

@@ -50,6 +50,10 @@ fn a_hub_starts_tells_where_it_is_and_stops_when_told_to() {
         metrics.contains("fieldpost_devices{status=\"enabled\"} 0"),
         "{metrics}"
     );
+    assert!(
+        metrics.contains("# TYPE fieldpost_log_sync_seconds_total counter"),
+        "{metrics}"
+    );
     for (file, mode) in [
         ("admin-token", 0o600),
         ("key", 0o600),
@@ -145,6 +149,26 @@ fn the_admin_api_wants_the_token_a_local_host_and_no_foreign_origin() {
     check(&[local, ("Authorization", "Bearer wrong")], 401);
     check(&[("Host", "evil.example"), right], 403);
     check(&[local, right, ("Origin", "http://evil.example")], 403);
+    // What nobody understands is refused in the same form as everything else: a misspelt name would
+    // otherwise export keys, or give away the key with the most rights.
+    for path in [
+        "/api/registry/export?excludekeys=true",
+        "/api/connection-string?polcy=device",
+    ] {
+        let answer = hub.admin(&format!("GET {path}"), "");
+        assert_eq!(answer.status, 400, "{answer:?}");
+        assert!(answer.body.contains("ArgumentInvalid"), "{answer:?}");
+    }
+    assert!(
+        hub.admin("DELETE /api/hub", "")
+            .body
+            .contains("MethodNotAllowed")
+    );
+    assert!(
+        hub.admin("PUT /api/hub", "{")
+            .body
+            .contains("ArgumentInvalid")
+    );
     // Outside test mode nobody moves the clock.
     assert_eq!(
         hub.admin("POST /api/test/clock", "{\"advanceSeconds\": 1}")
@@ -175,6 +199,42 @@ fn a_test_store_lets_its_clock_be_moved_and_is_never_served_otherwise() {
     assert!(text.contains("test"), "{text}");
     place.run(&["device", "show", "dev1"]);
     place.serve(&["--test-mode"]);
+}
+
+/// `--test-mode` by mistake would have taken a hub in use out of service for good.
+#[test]
+fn a_store_that_has_served_devices_does_not_become_a_test_store() {
+    let place = Place::new();
+    let hub = place.serve(&[]);
+    place.run(&["device", "create", "dev1"]);
+    hub.stop();
+    // Devices may be registered beforehand; nothing was ever sent to this hub.
+    let hub = place.serve(&["--test-mode"]);
+    hub.stop();
+    let place = Place::new();
+    let hub = place.serve(&[]);
+    place.run(&["device", "create", "dev1"]);
+    place.run(&["send", "dev1", "x"]);
+    hub.stop();
+    let mut command = place.serve_command(&["--test-mode"]);
+    let text = stderr_of_failure(&command.output().unwrap());
+    assert!(text.contains("another data directory for tests"), "{text}");
+    place.serve(&[]);
+}
+
+/// Commands made their tokens by the system's clock, and a hub whose clock was ahead of it took them
+/// for expired.
+#[test]
+fn commands_go_by_the_clock_of_a_hub_in_test_mode() {
+    let place = Place::new();
+    let hub = place.serve(&["--test-mode"]);
+    place.run(&["device", "create", "dev1"]);
+    let moved = hub.admin("POST /api/test/clock", "{\"advanceSeconds\": 864000}");
+    assert_eq!(moved.status, 200, "{moved:?}");
+    place.run(&["send", "dev1", "x"]);
+    place.run(&["monitor", "--from", "earliest", "--count", "1"]);
+    let far = hub.admin("POST /api/test/clock", "{\"advanceSeconds\": 1e17}");
+    assert_eq!(far.status, 400, "{far:?}");
 }
 
 #[test]

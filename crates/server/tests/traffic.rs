@@ -197,10 +197,18 @@ fn the_demo_loses_nothing_and_says_so_in_its_last_line() {
     assert!(output.status.success(), "{output:?}");
     let text = String::from_utf8(output.stdout).unwrap();
     let figures: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
-    assert_eq!(figures["lost"], 0);
-    assert_eq!(figures["sent"], figures["acknowledged"]);
-    assert_eq!(figures["sent"], figures["read"]);
-    assert!(figures["sent"].as_u64().unwrap() > 100, "{figures}");
+    for of_devices in [&figures, &figures["d2c"]] {
+        assert_eq!(of_devices["lost"], 0);
+        assert_eq!(of_devices["sent"], of_devices["acknowledged"]);
+        assert_eq!(of_devices["sent"], of_devices["read"]);
+        assert!(of_devices["sent"].as_u64().unwrap() > 100, "{figures}");
+    }
+    let to_devices = &figures["c2d"];
+    assert_eq!(to_devices["lost"], 0, "{figures}");
+    assert!(to_devices["sent"].as_u64().unwrap() > 20, "{figures}");
+    for count in ["accepted", "delivered", "completed", "feedback"] {
+        assert_eq!(to_devices[count], to_devices["sent"], "{count}: {figures}");
+    }
     // Nothing but data on standard output, nothing but trouble on standard error.
     assert_eq!(text.lines().count(), 1, "{text}");
     assert!(output.stderr.is_empty(), "{:?}", output.stderr);
@@ -217,6 +225,8 @@ fn help_shows_examples_and_mistakes_are_usage_errors() {
         &["demo"],
         &["monitor"],
         &["send"],
+        &["c2d"],
+        &["c2d", "send"],
         &["device"],
         &["hub"],
     ] {

@@ -11,8 +11,8 @@ use std::{env, fs};
 use bytes::Bytes;
 use fieldpost_store::documents::{Action, Change, Collection, Condition, Documents, ListRequest};
 use fieldpost_store::suite::block_on;
-use fieldpost_store_embedded::documents::{EmbeddedDocuments, verify};
 use fieldpost_store_embedded::health::StoreHealth;
+use fieldpost_store_embedded::keyvalue::{KeyValueStore, verify};
 
 const DOCUMENTS: u64 = 1_000_000;
 const BATCH: u64 = 10_000;
@@ -24,7 +24,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = env::args_os().nth(1);
     let folder = folder.as_deref().map_or(temporary.path(), Path::new);
     let path = folder.join("documents");
-    let open = || EmbeddedDocuments::open(&path, Arc::new(StoreHealth::new()));
+    let open =
+        || KeyValueStore::open(&path, Arc::new(StoreHealth::new())).map(|store| store.documents);
 
     let documents = open()?;
     let begin = Instant::now();

@@ -176,7 +176,7 @@ pub(crate) fn log_path(directory: &Path) -> PathBuf {
     directory.join("log")
 }
 
-/// Where the documents of a store are.
-pub(crate) fn documents_path(directory: &Path) -> PathBuf {
+/// Where the documents and queues of a store are. The name is that of their first format.
+pub(crate) fn keyvalue_path(directory: &Path) -> PathBuf {
     directory.join("documents")
 }

@@ -6,7 +6,7 @@ use crate::LogVerdict;
 use crate::files::Files;
 use crate::log::{LogId, LogOpenError};
 
-pub use crate::documents::fuzzing::{Table, journal, row, row_read_back};
+pub use crate::keyvalue::fuzzing::{Table, journal, row, row_read_back};
 
 /// Checks a log that nobody has open.
 ///

@@ -1,9 +1,9 @@
 //! The default storage engine: one directory, no other process.
 //!
 //! Events live in a segment log of our own ([`log`]), everything else in a key-value store
-//! ([`documents`]). [`EmbeddedStore::open`] puts both together under one lock, [`verify`] checks a
-//! store that nobody has open. Both facets share one [`health::StoreHealth`]: a failed write or
-//! sync of either turns the whole store read-only.
+//! ([`keyvalue`]): [`documents`] and [`queues`]. [`EmbeddedStore::open`] puts them together under one
+//! lock, [`verify`] checks a store that nobody has open. All facets share one
+//! [`health::StoreHealth`]: a failed write or sync of any turns the whole store read-only.
 //!
 //! The crate knows what is stored as bytes only, and nothing of the hub's rules.
 
@@ -23,7 +23,9 @@ pub mod files;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub mod health;
+pub mod keyvalue;
 pub mod log;
+pub mod queues;
 mod store;
 #[cfg(test)]
 mod store_tests;

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use fieldpost_model::{Clock, Partitioning};
 use fieldpost_store::Store;
 
-use crate::directory::{Description, DirectoryLock, documents_path, log_path};
-use crate::documents::{self, EmbeddedDocuments};
+use crate::directory::{Description, DirectoryLock, keyvalue_path, log_path};
 use crate::files::{DirectoryFiles, Files, sync_name};
 use crate::health::StoreHealth;
+use crate::keyvalue::{self, KeyValueStore};
 use crate::log::{EmbeddedLog, LogId, LogIdentity, LogOpenError, LogSettings, parse_name};
 
 /// How a store is opened.
@@ -46,7 +46,7 @@ impl EmbeddedConfig {
 /// lock          locked while the store is open; the text is the process that has it
 /// store.json    format, partitions, when it was created, whether it is a test store
 /// log/          segments, indexes, the reserve for a filling disk
-/// documents/    the key-value store of the documents
+/// documents/    the key-value store of documents and queues
 /// ```
 #[derive(Debug)]
 pub struct EmbeddedStore;
@@ -54,7 +54,7 @@ pub struct EmbeddedStore;
 impl EmbeddedStore {
     /// Opens the store in a directory, and creates it where there is none.
     ///
-    /// The directory is free again when both facets are closed.
+    /// The directory is free again when all facets are closed.
     ///
     /// # Errors
     /// When the store is in use, is not a store that this program may open, or the disk fails.
@@ -104,7 +104,8 @@ impl EmbeddedStore {
             description.losses = description.losses.saturating_add(1);
             description.save(path)?;
         }
-        let documents = EmbeddedDocuments::open(&documents_path(path), Arc::clone(&health))?;
+        let KeyValueStore { documents, queues } =
+            KeyValueStore::open(&keyvalue_path(path), Arc::clone(&health))?;
         let identity = LogIdentity {
             id,
             created: description.created(),
@@ -138,6 +139,7 @@ impl EmbeddedStore {
         Ok(Store {
             log,
             documents: Arc::new(documents),
+            queues: Arc::new(queues),
         })
     }
 }
@@ -148,7 +150,7 @@ fn begin(
     config: &EmbeddedConfig,
     clock: &dyn Clock,
 ) -> Result<Description, OpenError> {
-    for part in [log_path(path), documents_path(path)] {
+    for part in [log_path(path), keyvalue_path(path)] {
         let mut entries = match std::fs::read_dir(&part) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -236,9 +238,9 @@ pub enum OpenError {
         /// What is wrong with it.
         what: String,
     },
-    /// The documents cannot be opened.
+    /// The documents and queues cannot be opened.
     #[error(transparent)]
-    Documents(#[from] documents::OpenError),
+    KeyValue(#[from] keyvalue::OpenError),
     /// The log cannot be opened.
     #[error(transparent)]
     Log(#[from] LogOpenError),

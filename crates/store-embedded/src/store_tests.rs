@@ -27,6 +27,7 @@ fn open(path: &Path, config: EmbeddedConfig) -> Result<Store, OpenError> {
 fn close(store: &Store) {
     block_on(store.log.close());
     block_on(store.documents.close());
+    block_on(store.queues.close());
 }
 
 fn append(store: &Store, body: &[u8]) {

@@ -3,9 +3,9 @@
 use std::fmt;
 use std::path::Path;
 
-use crate::directory::{Description, DirectoryLock, documents_path, log_path};
-use crate::documents;
+use crate::directory::{Description, DirectoryLock, keyvalue_path, log_path};
 use crate::files::DirectoryFiles;
+use crate::keyvalue;
 use crate::log::verify::{self as log, LogVerdict};
 use crate::store::OpenError;
 
@@ -14,7 +14,7 @@ use crate::store::OpenError;
 pub struct VerifyReport {
     /// The log.
     pub log: LogVerdict,
-    /// Damage to documents, a line for each.
+    /// Damage to documents and queues, a line for each.
     pub documents: Vec<String>,
 }
 
@@ -79,6 +79,6 @@ pub fn verify(path: &Path) -> Result<VerifyReport, OpenError> {
     let files = DirectoryFiles::open(&log_path).map_err(OpenError::io("open", &log_path))?;
     Ok(VerifyReport {
         log: log::verify(&files, id)?,
-        documents: documents::verify(&documents_path(path))?,
+        documents: keyvalue::verify(&keyvalue_path(path))?,
     })
 }

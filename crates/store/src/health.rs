@@ -8,7 +8,7 @@ pub enum HealthLevel {
     /// Every write.
     Ok,
     /// The first mark of a filling disk is passed: messages are held back, small changes
-    /// (registry, sessions, settings) still go on.
+    /// (registry, sessions, settings, settlements) still go on.
     HoldMessages,
     /// The second mark is passed: no writes until there is space again.
     HoldAll,

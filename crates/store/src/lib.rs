@@ -1,10 +1,10 @@
 //! The storage contract.
 //!
-//! State is cut into *facets*: an event log and documents today, device queues with the next
-//! feature that needs them. An operation on a facet is a conditional state transition, evaluated by
-//! the store, submitted in batches and answered once per batch, **after** the batch is on stable
-//! storage. There is no get/put, no cursor over raw keys and no transaction across facets: whoever
-//! needs two facets to change writes the cause first and derives the effect, idempotently.
+//! State is cut into *facets*: an event log, documents, and device queues. An operation on a facet
+//! is a conditional state transition, evaluated by the store, submitted in batches and answered once
+//! per batch, **after** the batch is on stable storage. There is no get/put, no cursor over raw keys
+//! and no transaction across facets: whoever needs two facets to change writes the cause first and
+//! derives the effect, idempotently.
 //!
 //! The store sees bytes. It knows nothing of devices' rights, routing or protocols. Locks, delivery
 //! attempts and presence are live state of the hub and never reach it.
@@ -17,6 +17,7 @@ pub mod error;
 pub mod health;
 pub mod log;
 pub mod memory;
+pub mod queues;
 #[cfg(feature = "suite")]
 pub mod suite;
 
@@ -37,4 +38,6 @@ pub struct Store {
     pub log: Arc<dyn log::EventLog>,
     /// Identities, settings, MQTT sessions.
     pub documents: Arc<dyn documents::Documents>,
+    /// Messages that wait for one receiver each, and what became of them.
+    pub queues: Arc<dyn queues::DeviceQueues>,
 }

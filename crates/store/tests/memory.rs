@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use fieldpost_store::Store;
-use fieldpost_store::memory::{MemoryDocuments, MemoryLog};
+use fieldpost_store::memory::{MemoryDocuments, MemoryLog, MemoryQueues};
 use fieldpost_store::suite::{Harness, Setup, Subject};
 
 struct Memory;
@@ -11,6 +11,7 @@ struct Memory;
 struct MemorySubject {
     log: Arc<MemoryLog>,
     documents: Arc<MemoryDocuments>,
+    queues: Arc<MemoryQueues>,
 }
 
 impl Harness for Memory {
@@ -20,6 +21,7 @@ impl Harness for Memory {
             documents: Arc::new(
                 MemoryDocuments::default().with_deletions_kept(setup.deletions_kept),
             ),
+            queues: Arc::new(MemoryQueues::default()),
         })
     }
 }
@@ -29,6 +31,7 @@ impl Subject for MemorySubject {
         Store {
             log: Arc::clone(&self.log) as _,
             documents: Arc::clone(&self.documents) as _,
+            queues: Arc::clone(&self.queues) as _,
         }
     }
 
@@ -48,4 +51,8 @@ mod log {
 
 mod documents {
     fieldpost_store::documents_contract!(super::Memory);
+}
+
+mod queues {
+    fieldpost_store::queues_contract!(super::Memory);
 }

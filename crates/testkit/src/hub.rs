@@ -18,6 +18,7 @@ pub struct HubProcess {
     binary: PathBuf,
     folder: PathBuf,
     address: IpAddr,
+    settings: Vec<String>,
     child: Option<Child>,
 }
 
@@ -33,8 +34,20 @@ impl HubProcess {
             binary: binary.to_owned(),
             folder: folder.to_owned(),
             address: Ipv4Addr::new(127, 192 | (high & 63), low, 1).into(),
+            settings: Vec::new(),
             child: None,
         }
+    }
+
+    /// Has the hub started with a setting of its configuration, `key=value`.
+    pub fn set(&mut self, setting: &str) {
+        self.settings.push(setting.to_owned());
+    }
+
+    /// The id of the hub's process, while it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref()?.id()
     }
 
     /// The data directory.
@@ -80,6 +93,9 @@ impl HubProcess {
             command
                 .arg("--set")
                 .arg(format!("listeners.{listener}.address={}", self.address));
+        }
+        for setting in &self.settings {
+            command.arg("--set").arg(setting);
         }
         let mut child = command
             .stdin(Stdio::null())

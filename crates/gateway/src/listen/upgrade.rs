@@ -152,7 +152,14 @@ mod tests {
         let hub = "/$iothub/websocket";
         check(hub, "mqtt", Ok(("mqtt", Mqtt)));
         check(hub, "MQTT", Ok(("MQTT", Mqtt)));
+        // The service clients of Node, .NET and Java come here, that of Python to the other path.
         check(hub, "AMQPWSB10", Ok(("AMQPWSB10", Amqp)));
+        check("/$iothub/websocket/", "AMQPWSB10", Ok(("AMQPWSB10", Amqp)));
+        check(
+            "/$servicebus/websocket",
+            "AMQPWSB10",
+            Ok(("AMQPWSB10", Amqp)),
+        );
         check(hub, "chat, mqtt", Ok(("mqtt", Mqtt)));
         check(
             "/%24iothub/websocket?iothub-no-client-cert=true",

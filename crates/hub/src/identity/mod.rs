@@ -11,15 +11,15 @@ mod document;
 mod rules;
 mod write;
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use fieldpost_model::DeviceId;
 use fieldpost_model::limits::REGISTRY_LIST_MAX;
+use fieldpost_model::{DeviceId, Identity};
 use fieldpost_store::documents::{Documents, ListRequest};
 use fieldpost_store::{Store, StoreError};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 
 pub use bulk::{BulkDone, BulkItem, BulkMode, UnknownBulkMode};
 pub use device::{
@@ -50,6 +50,8 @@ struct Inner {
     cache: DeviceCache,
     /// The last generation id given out; each one is larger than the one before.
     last_generation: AtomicU64,
+    /// Who is told of deletions.
+    deletions: OnceLock<mpsc::UnboundedSender<DeletedDevice>>,
     /// One permit per write on its way; all of them together mean that there is none.
     writes: Arc<Semaphore>,
 }
@@ -78,6 +80,13 @@ impl Precondition {
             _ => Self::ETag(etag.to_owned()),
         }
     }
+}
+
+/// A device that is no more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DeletedDevice {
+    pub(crate) identity: Identity,
+    pub(crate) generation_id: Arc<str>,
 }
 
 /// Devices in the order of their ids.
@@ -139,8 +148,26 @@ impl Registry {
             owners,
             cache: DeviceCache::default(),
             last_generation: AtomicU64::new(0),
+            deletions: OnceLock::new(),
             writes: Arc::new(Semaphore::new(WRITES_MAX as usize)),
         }))
+    }
+
+    /// Tells of every device that is deleted from now on, once that is durable. To be asked for
+    /// once. What waits to be heard is bounded by how fast devices can be deleted.
+    pub(crate) fn watch_deletions(&self) -> mpsc::UnboundedReceiver<DeletedDevice> {
+        let (tell, told) = mpsc::unbounded_channel();
+        let is_first = self.0.deletions.set(tell).is_ok();
+        debug_assert!(is_first, "somebody else is told of deletions");
+        told
+    }
+
+    /// A device that was used lately, without a look at the store.
+    pub(crate) fn get_cached(&self, id: &DeviceId) -> Option<Arc<Device>> {
+        match self.0.cache.look_up(id) {
+            Lookup::Hit(device) => Some(device),
+            Lookup::Miss(_) => None,
+        }
     }
 
     /// Reads a device.
@@ -323,6 +350,13 @@ impl From<Precondition> for Match {
 }
 
 impl Inner {
+    fn tell_deleted(&self, device: DeletedDevice) {
+        if let Some(deletions) = self.deletions.get() {
+            // Whoever wanted to be told has ended, and with it the hub.
+            let _ = deletions.send(device);
+        }
+    }
+
     async fn read(&self, id: &DeviceId) -> Result<Option<Device>, StoreError> {
         let document = self.documents.get(DEVICES, key_of(id)).await?;
         document

@@ -4,13 +4,13 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use fieldpost_model::{DeviceId, Timestamp};
+use fieldpost_model::{DeviceId, Identity, Timestamp};
 use fieldpost_store::documents::{Action, Change, ChangeResult, Condition};
 use futures_util::{StreamExt, stream};
 
 use super::bulk::BulkDone;
 use super::device::{Device, DeviceSpec, DeviceStatus, revision_of_etag};
-use super::{Inner, RegistryError, document, key_of, rules};
+use super::{DeletedDevice, Inner, RegistryError, document, key_of, rules};
 use crate::collections::{DEVICES, SESSIONS};
 use crate::presence::Eviction;
 
@@ -50,6 +50,8 @@ struct Planned {
     change: Change,
     /// What it is when it was carried out; nothing for a deletion.
     device: Option<Device>,
+    /// The generation that a deletion ends.
+    ends: Option<Arc<str>>,
     /// Whether it is new.
     is_new: bool,
 }
@@ -133,12 +135,14 @@ impl Inner {
         let mut again = Vec::new();
         let mut evictions = Vec::new();
         let mut deleted = Vec::new();
+        let mut gone = Vec::new();
         for (plan, outcome) in planned.into_iter().zip(outcomes) {
             match outcome {
                 ChangeResult::Done(revision) => {
                     let Planned {
                         pending,
                         device,
+                        ends,
                         is_new,
                         ..
                     } = plan;
@@ -146,6 +150,10 @@ impl Inner {
                     let done = match device {
                         None => {
                             evictions.push((id.clone(), Eviction::Deleted));
+                            gone.extend(ends.map(|generation_id| DeletedDevice {
+                                identity: Identity::of_device(id.clone()),
+                                generation_id,
+                            }));
                             deleted.push(id);
                             BulkDone::Deleted
                         }
@@ -173,13 +181,16 @@ impl Inner {
             self.owners.evict(evictions).await;
         }
         self.forget_sessions(deleted).await;
+        for device in gone {
+            self.tell_deleted(device);
+        }
         again
     }
 
     async fn plan(&self, pending: Pending) -> Result<Planned, (usize, RegistryError)> {
         let index = pending.index;
         let outcome = match pending.operation {
-            Operation::Delete(_) => Ok(self.plan_delete(&pending)),
+            Operation::Delete(_) => return Ok(self.plan_delete(pending).await),
             Operation::Create => self.plan_create(&pending.spec),
             Operation::Update(_) | Operation::CreateOrUpdate(_) => self.plan_write(&pending).await,
         };
@@ -196,21 +207,37 @@ impl Inner {
                 },
                 pending,
                 device,
+                ends: None,
                 is_new,
             }),
             Err(error) => Err((index, error)),
         }
     }
 
-    fn plan_delete(&self, pending: &Pending) -> (Condition, Option<Device>, bool) {
-        let condition = match &pending.operation {
+    async fn plan_delete(&self, pending: Pending) -> Planned {
+        // A device that cannot be read can be deleted all the same.
+        let known = self.read(&pending.spec.device_id).await.ok().flatten();
+        let condition = match (&pending.operation, &known) {
             // No device has revision 0, so a tag that never was tells "changed" from "unknown".
-            Operation::Delete(Match::ETag(etag)) => {
+            (Operation::Delete(Match::ETag(etag)), _) => {
                 Condition::Revision(revision_of_etag(etag).unwrap_or(0))
             }
-            _ => Condition::Present,
+            // What is deleted is what was read, so that it is known whose messages go with it.
+            (_, Some(known)) => Condition::Revision(known.revision),
+            (_, None) => Condition::Present,
         };
-        (condition, None, false)
+        Planned {
+            change: Change {
+                collection: DEVICES,
+                key: key_of(&pending.spec.device_id),
+                condition,
+                action: Action::Delete,
+            },
+            pending,
+            device: None,
+            ends: known.map(|known| known.generation_id),
+            is_new: false,
+        }
     }
 
     fn plan_create(

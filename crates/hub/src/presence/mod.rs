@@ -457,7 +457,7 @@ impl Owners {
 }
 
 /// The shard of a device.
-fn shard_of(device: &DeviceId) -> usize {
+pub(crate) fn shard_of(device: &DeviceId) -> usize {
     usize::try_from(placement_hash(device) % SHARDS as u64).unwrap_or_default()
 }
 

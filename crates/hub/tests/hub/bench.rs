@@ -122,6 +122,7 @@ async fn open(
         store: Store {
             log: Arc::clone(&memory.log) as _,
             documents: Arc::clone(documents) as _,
+            queues: Arc::clone(&memory.queues) as _,
         },
         timer: Arc::clone(clock) as _,
         chance: Arc::new(SeededChance::new(seed)),

@@ -3,10 +3,14 @@
 
 mod access;
 mod bench;
+mod commands;
+mod dead_letters;
 mod events;
+mod feedback;
 mod history;
 mod ingest;
 mod presence;
 mod registry;
 mod settings;
 mod subscriptions;
+mod traces;

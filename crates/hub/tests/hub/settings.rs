@@ -1,8 +1,11 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use fieldpost_hub::OpenError;
 use fieldpost_hub::events::{OpenReceiver, ReceiverEnd, ReceiverRefused};
-use fieldpost_hub::settings::{ApplyError, HubSettings, InvalidSettings};
+use fieldpost_hub::settings::{
+    ApplyError, CloudToDeviceSetting, DeliveryCountMode, HubSettings, InvalidSettings,
+};
 use fieldpost_model::PartitionId;
 use fieldpost_store::StoreError;
 
@@ -38,6 +41,29 @@ async fn a_seed_counts_once_and_what_was_applied_lasts() {
     let reopened = bench.reopen(|_| {}).await.unwrap();
     assert_eq!(reopened.settings().get(), applied);
     assert_eq!(reopened.events().consumer_groups(), ["$Default", "reports"]);
+}
+
+#[tokio::test]
+async fn settings_of_messages_to_devices_last_and_have_their_ranges() {
+    let bench = Bench::start().await;
+    let mut settings = HubSettings::default();
+    settings.cloud_to_device.max_delivery_count = 3;
+    settings.cloud_to_device.delivery_count_mode = DeliveryCountMode::EveryLock;
+    settings.cloud_to_device.feedback.lock = Duration::from_secs(300);
+    let applied = bench.hub.settings().apply(settings.clone()).await.unwrap();
+    assert_eq!(applied.cloud_to_device, settings.cloud_to_device);
+    settings.cloud_to_device.feedback.lock = Duration::from_secs(301);
+    let outcome = bench.hub.settings().apply(settings).await;
+    let expected = InvalidSettings::CloudToDevice {
+        setting: CloudToDeviceSetting::FeedbackLock,
+        given: 301_000,
+    };
+    assert!(
+        matches!(&outcome, Err(ApplyError::Invalid(e)) if *e == expected),
+        "{outcome:?}"
+    );
+    let reopened = bench.reopen(|_| {}).await.unwrap();
+    assert_eq!(reopened.settings().get(), applied);
 }
 
 #[tokio::test]

@@ -103,13 +103,18 @@ impl AdminClient {
         let Some(endpoints) = Endpoints::read(data) else {
             return Ok(None);
         };
+        // A hub that was killed leaves its file behind. What listens there now, if anything, is
+        // somebody else, who must be neither asked nor given a token.
+        if !assembly::is_held(data) {
+            return Ok(None);
+        }
         let Some(address) = endpoints.address(ListenerName::Admin) else {
             bail!(
                 "the hub that runs on {} has its admin listener off; stop it, or set listeners.admin.enabled = true",
                 data.display()
             );
         };
-        // A hub that was killed leaves its file behind; nobody listens there any more.
+        // It may have stopped a moment ago.
         if TcpStream::connect(address).await.is_err() {
             return Ok(None);
         }

@@ -1,7 +1,7 @@
 //! Connection strings for SDKs.
 
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use fieldpost_hub::auth::Access;
 use fieldpost_hub::identity::Authentication;
@@ -9,14 +9,14 @@ use fieldpost_hub::policies::Policy;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::answer::{Problem, invalid, problem};
+use super::answer::{Parameters, Problem, invalid, problem};
 use super::{AdminParts, Reach, devices};
 
 /// The port of AMQP over TLS that every SDK assumes.
 pub(crate) const AMQPS_PORT: u16 = 5671;
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct ConnectionStringQuery {
     policy: Option<String>,
     device: Option<String>,
@@ -26,10 +26,11 @@ pub(super) struct ConnectionStringQuery {
     emulator: bool,
 }
 
-/// `{"connectionString": TEXT}` for a device, for Event Hubs clients, or for service clients.
+/// `{"connectionString": TEXT, "now": TIME}` for a device, for Event Hubs clients, or for service
+/// clients. The time is the hub's own, which tokens made from the string are checked by.
 pub(super) async fn show(
     State(parts): State<AdminParts>,
-    Query(query): Query<ConnectionStringQuery>,
+    Parameters(query): Parameters<ConnectionStringQuery>,
 ) -> Result<Json<Value>, Problem> {
     let reach = &parts.reach;
     let text = match (query.device, query.event_hub) {
@@ -79,7 +80,8 @@ pub(super) async fn show(
             )
         }
     };
-    Ok(Json(json!({"connectionString": text})))
+    let now = parts.hub.timer().now().to_string();
+    Ok(Json(json!({"connectionString": text, "now": now})))
 }
 
 impl Reach {

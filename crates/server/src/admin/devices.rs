@@ -1,7 +1,7 @@
 //! Device identities, one at a time and page by page.
 
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use fieldpost_gateway::http::document::{self, device_document};
 use fieldpost_hub::identity::{Device, Precondition, RegistryError};
@@ -12,10 +12,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::AdminParts;
-use super::answer::{Problem, invalid, problem};
+use super::answer::{Body, Parameters, Problem, Segment, invalid, problem};
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct ListQuery {
     /// Only devices after this id.
     after: Option<String>,
@@ -26,7 +26,7 @@ pub(super) struct ListQuery {
 /// Devices in the order of their ids: `{"devices": [...], "continuation": ID or null}`.
 pub(super) async fn list(
     State(parts): State<AdminParts>,
-    Query(query): Query<ListQuery>,
+    Parameters(query): Parameters<ListQuery>,
 ) -> Result<Json<Value>, Problem> {
     let after = query.after.as_deref().map(parse_id).transpose()?;
     let limit = query
@@ -72,7 +72,7 @@ pub(super) async fn statistics(State(parts): State<AdminParts>) -> Json<Value> {
 /// One device.
 pub(super) async fn show(
     State(parts): State<AdminParts>,
-    Path(id): Path<String>,
+    Segment(id): Segment<String>,
 ) -> Result<Json<Value>, Problem> {
     let device = find(&parts, &id).await?;
     Ok(one_device(&parts, &device).await)
@@ -81,9 +81,9 @@ pub(super) async fn show(
 /// Creates a device, or with `If-Match` (an etag or `*`) updates one.
 pub(super) async fn put(
     State(parts): State<AdminParts>,
-    Path(id): Path<String>,
+    Segment(id): Segment<String>,
     headers: HeaderMap,
-    Json(mut document): Json<Value>,
+    Body(mut document): Body<Value>,
 ) -> Result<Json<Value>, Problem> {
     if let Some(members) = document.as_object_mut() {
         let named = members.entry("deviceId").or_insert_with(|| json!(id));
@@ -104,7 +104,7 @@ pub(super) async fn put(
 /// Deletes a device.
 pub(super) async fn delete(
     State(parts): State<AdminParts>,
-    Path(id): Path<String>,
+    Segment(id): Segment<String>,
     headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
     let condition = condition(&headers)?.unwrap_or(Precondition::Any);

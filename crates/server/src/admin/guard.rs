@@ -72,10 +72,17 @@ fn refusal(headers: &HeaderMap, token: &Secret) -> Option<(StatusCode, &'static 
 
 /// Whether a `Host` header, with or without a port, names this machine's loopback interface.
 fn is_loopback_name(host: &str) -> bool {
-    let name = match host.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or_default(),
-        None => host.split(':').next().unwrap_or_default(),
+    let (name, port) = match host.strip_prefix('[') {
+        Some(rest) => rest.split_once(']').unwrap_or_default(),
+        None => host.split_at(host.find(':').unwrap_or(host.len())),
     };
+    let is_port = port.is_empty()
+        || port
+            .strip_prefix(':')
+            .is_some_and(|port| port.bytes().all(|b| b.is_ascii_digit()));
+    if !is_port {
+        return false;
+    }
     name.eq_ignore_ascii_case("localhost")
         || name
             .parse::<IpAddr>()
@@ -120,6 +127,8 @@ mod tests {
             "127.0.0.1.example.org",
             "10.0.0.1:9640",
             "localhost.evil.example",
+            "[::1].evil.example",
+            "localhost:80.evil.example",
             "",
         ] {
             check(host, None, right, Some(403));

@@ -74,13 +74,12 @@ fn reason_against(view: &HealthView) -> Option<String> {
 }
 
 async fn scrape(State(view): State<HealthView>) -> impl IntoResponse {
-    metrics::read_hub(&view.hub);
     (
         [(
             header::CONTENT_TYPE,
             "text/plain; version=0.0.4; charset=utf-8",
         )],
-        view.metrics.render(),
+        metrics::render(&view.metrics, &view.hub),
     )
 }
 

@@ -4,11 +4,15 @@
 //! themselves; only the listener has guards in front of them.
 
 mod answer;
+mod c2d;
 mod client;
 mod connection_strings;
 mod devices;
+mod duration;
 mod guard;
 mod health;
+mod members;
+mod server;
 mod settings;
 mod testing;
 mod transfer;
@@ -25,6 +29,7 @@ use fieldpost_hub::secrets::Secret;
 pub(crate) use client::{AdminClient, NoStore};
 pub(crate) use connection_strings::AMQPS_PORT;
 pub(crate) use health::{HealthView, Phase};
+pub(crate) use server::AdminServer;
 
 use crate::clock::SystemClock;
 
@@ -40,6 +45,8 @@ pub(crate) struct AdminParts {
     pub(crate) reach: Arc<Reach>,
     /// The clock, when tests may move it.
     pub(crate) movable_clock: Option<Arc<SystemClock>>,
+    /// Held across a change of the hub's settings; nothing else is taken while it is held.
+    pub(crate) changing_settings: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// How clients reach a hub, for connection strings.
@@ -65,7 +72,16 @@ pub(crate) fn routes(parts: AdminParts) -> Router {
             get(devices::show).put(devices::put).delete(devices::delete),
         )
         .route("/api/hub", get(settings::show).put(settings::apply))
-        .route("/api/connection-string", get(connection_strings::show));
+        .route("/api/connection-string", get(connection_strings::show))
+        .route("/api/c2d/devices/{device}/messages", get(c2d::list))
+        .route("/api/c2d/devices/{device}/trace", get(c2d::trace))
+        .route("/api/c2d/devices/{device}/purge", post(c2d::purge))
+        .route("/api/c2d/dead-letters", get(c2d::dead_letters))
+        .route(
+            "/api/c2d/dead-letters/{number}",
+            get(c2d::show_dead_letter).delete(c2d::delete_dead_letter),
+        )
+        .route("/api/c2d/dead-letters/{number}/requeue", post(c2d::requeue));
     if parts.movable_clock.is_some() {
         routes = routes
             .route("/api/test/clock", post(testing::advance))
@@ -79,6 +95,13 @@ pub(crate) fn routes(parts: AdminParts) -> Router {
                 "there is nothing under this path",
             )
         })
+        .method_not_allowed_fallback(|| async {
+            answer::problem(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "MethodNotAllowed",
+                "this path does not take this method",
+            )
+        })
         .with_state(parts)
 }
 
@@ -86,4 +109,36 @@ pub(crate) fn routes(parts: AdminParts) -> Router {
 pub(crate) fn listener(parts: AdminParts, health: HealthView, token: Secret) -> Router {
     let guarded = routes(parts).layer(axum::middleware::from_fn_with_state(token, guard::check));
     health::routes(health).merge(guarded)
+}
+
+/// Parts of a hub on the memory engine, and its clock.
+#[cfg(test)]
+pub(crate) async fn testing_parts() -> (AdminParts, Arc<fieldpost_hub::clock::ManualClock>) {
+    use fieldpost_hub::clock::{ManualClock, SeededChance};
+    use fieldpost_hub::secrets::Keyring;
+    use fieldpost_hub::{HubConfig, HubParts};
+    use fieldpost_model::{Partitioning, Timestamp};
+    use fieldpost_store::memory::MemoryStore;
+
+    let clock = Arc::new(ManualClock::new(Timestamp::UNIX_EPOCH));
+    let partitioning = Partitioning::new(4).unwrap();
+    let store = MemoryStore::automatic(partitioning, Arc::clone(&clock) as _);
+    let hub = Hub::open(HubParts {
+        store: store.store(),
+        timer: Arc::clone(&clock) as _,
+        chance: Arc::new(SeededChance::new(1)),
+        keyring: Keyring::new(1, [7; 32]),
+        config: HubConfig::default(),
+    });
+    let parts = AdminParts {
+        hub: hub.await.unwrap(),
+        reach: Arc::new(Reach {
+            host_name: "localhost".to_owned(),
+            amqps_port: None,
+            emulator: None,
+        }),
+        movable_clock: None,
+        changing_settings: Arc::default(),
+    };
+    (parts, clock)
 }

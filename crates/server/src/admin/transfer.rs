@@ -7,10 +7,10 @@ use std::collections::HashSet;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Query, Request, State};
+use axum::extract::{Request, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use fieldpost_gateway::http::document::bulk_item_from_json;
 use fieldpost_hub::identity::{Authentication, BulkItem, Device, DeviceStatus, RegistryError};
 use fieldpost_model::DeviceId;
@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::AdminParts;
-use super::answer::{Problem, problem};
+use super::answer::{Parameters, Problem, invalid, problem};
 use super::devices::explained;
 
 /// Devices changed in one durable batch.
@@ -50,7 +50,7 @@ struct LineError {
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct ExportQuery {
     #[serde(default)]
     exclude_keys: bool,
@@ -69,25 +69,57 @@ pub(super) async fn import(
         ids: HashSet::new(),
         result: Imported::default(),
     };
+    let mut lines = Lines::default();
     let mut pieces = request.into_body().into_data_stream();
-    let mut partial = BytesMut::new();
     while let Some(piece) = pieces.next().await {
-        let piece = piece.map_err(|error| super::answer::invalid(error.to_string()))?;
-        partial.extend_from_slice(&piece);
-        while let Some(end) = partial.iter().position(|byte| *byte == b'\n') {
-            let line = partial.split_to(end + 1);
-            import.take_line(&line).await?;
-        }
-        if partial.len() > LINE_BYTES_MAX {
-            let line = import.line + 1;
-            return Err(super::answer::invalid(format!(
-                "line {line} is longer than {LINE_BYTES_MAX} bytes"
-            )));
+        let mut piece = piece.map_err(|error| invalid(error.to_string()))?;
+        while let Some(line) = lines.next_in(&mut piece) {
+            import.take_line(line).await?;
         }
     }
-    import.take_line(&partial).await?;
+    import.take_line(lines.last()).await?;
     import.apply().await?;
     Ok(Json(json!(import.result)))
+}
+
+/// Cuts pieces into lines, of which it never keeps more than [`LINE_BYTES_MAX`].
+#[derive(Default)]
+struct Lines {
+    partial: BytesMut,
+    too_long: bool,
+}
+
+/// A line without its end, or the news that it is too long to be one.
+#[derive(Debug, PartialEq, Eq)]
+enum Line {
+    Whole(BytesMut),
+    TooLong,
+}
+
+impl Lines {
+    /// Takes from a piece up to the end of a line; `None` when the piece is used up.
+    fn next_in(&mut self, piece: &mut Bytes) -> Option<Line> {
+        let end = piece.iter().position(|byte| *byte == b'\n');
+        let part = piece.split_to(end.unwrap_or(piece.len()));
+        if self.partial.len() + part.len() > LINE_BYTES_MAX {
+            self.too_long = true;
+            self.partial.clear();
+        } else if !self.too_long {
+            self.partial.extend_from_slice(&part);
+        }
+        end?;
+        piece.advance(1);
+        Some(self.last())
+    }
+
+    /// What has come since the last end of a line.
+    fn last(&mut self) -> Line {
+        if std::mem::take(&mut self.too_long) {
+            Line::TooLong
+        } else {
+            Line::Whole(self.partial.split())
+        }
+    }
 }
 
 struct Import {
@@ -100,9 +132,16 @@ struct Import {
 }
 
 impl Import {
-    async fn take_line(&mut self, line: &[u8]) -> Result<(), Problem> {
+    async fn take_line(&mut self, line: Line) -> Result<(), Problem> {
         self.line += 1;
-        let line = line.trim_ascii();
+        let line = match &line {
+            Line::Whole(line) => line.trim_ascii(),
+            Line::TooLong => {
+                let text = format!("the line is longer than {LINE_BYTES_MAX} bytes");
+                self.fail(self.line, String::new(), "ArgumentInvalid", text);
+                return Ok(());
+            }
+        };
         if line.is_empty() {
             return Ok(());
         }
@@ -177,7 +216,7 @@ impl Import {
 /// off, so that a part is never taken for the whole.
 pub(super) async fn export(
     State(parts): State<AdminParts>,
-    Query(query): Query<ExportQuery>,
+    Parameters(query): Parameters<ExportQuery>,
 ) -> Response {
     let start = Some(None::<DeviceId>);
     let pages = stream::try_unfold(start, move |after| {
@@ -253,4 +292,38 @@ fn export_line(device: &Device, exclude_keys: bool) -> Value {
         }
     }
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A line of 300 KiB was refused or taken depending on where the network cut the body, and a
+    /// refusal ended the import with lines before it neither applied nor counted.
+    #[test]
+    fn lines_are_the_same_wherever_the_body_is_cut() {
+        let long = "x".repeat(LINE_BYTES_MAX + 1);
+        let longest = "y".repeat(LINE_BYTES_MAX);
+        let text = format!("a\n{long}\n\n{longest}\nlast");
+        let whole = |text: &str| Line::Whole(text.into());
+        let expected = [
+            whole("a"),
+            Line::TooLong,
+            whole(""),
+            whole(&longest),
+            whole("last"),
+        ];
+        for size in [1, 7, 4096, LINE_BYTES_MAX, text.len()] {
+            let mut lines = Lines::default();
+            let mut found = Vec::new();
+            for piece in text.as_bytes().chunks(size) {
+                let mut piece = Bytes::copy_from_slice(piece);
+                while let Some(line) = lines.next_in(&mut piece) {
+                    found.push(line);
+                }
+            }
+            found.push(lines.last());
+            assert!(found == expected, "cut every {size} bytes");
+        }
+    }
 }

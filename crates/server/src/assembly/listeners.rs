@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
+use anyhow::{Context as _, bail};
 use listenfd::ListenFd;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -43,29 +44,46 @@ impl Inherited {
     /// Takes the sockets of systemd's socket activation (`LISTEN_FDS`, `LISTEN_FDNAMES`).
     ///
     /// # Errors
-    /// When a socket has the name of no listener, or is no TCP socket.
-    pub(crate) fn from_environment() -> anyhow::Result<Self> {
+    /// When a socket has the name of no listener, or of one that has a socket already, is no TCP
+    /// socket, or has an address that the configuration would not take for its listener.
+    pub(crate) fn from_environment(config: &Config) -> anyhow::Result<Self> {
         let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
         let mut handed_over = ListenFd::from_env();
-        let mut sockets = HashMap::new();
+        let mut inherited = Self::default();
         let mut names = names.split(':');
         for n in 0..handed_over.len() {
-            let text = names.next().unwrap_or_default();
-            let name = ListenerName::ALL
-                .into_iter()
-                .find(|name| name.as_str() == text);
-            let name = name.ok_or_else(|| {
-                anyhow::anyhow!(
-                    "the service manager handed over a socket named `{text}`; set FileDescriptorName= to one of {}",
-                    ListenerName::ALL.map(ListenerName::as_str).join(", ")
-                )
-            })?;
-            if let Some(socket) = handed_over.take_tcp_listener(n)? {
-                socket.set_nonblocking(true)?;
-                sockets.insert(name, socket);
+            let name = names.next().unwrap_or_default();
+            let socket = handed_over
+                .take_tcp_listener(n)
+                .with_context(|| format!("take the socket `{name}` of the service manager"))?;
+            if let Some(socket) = socket {
+                inherited.add(config, name, socket)?;
             }
         }
-        Ok(Self { sockets })
+        Ok(inherited)
+    }
+
+    fn add(&mut self, config: &Config, name: &str, socket: TcpListener) -> anyhow::Result<()> {
+        let listener = ListenerName::ALL
+            .into_iter()
+            .find(|listener| listener.as_str() == name)
+            .with_context(|| {
+                let names = ListenerName::ALL.map(ListenerName::as_str).join(", ");
+                format!(
+                    "the service manager handed over a socket named `{name}`; set FileDescriptorName= to one of {names}"
+                )
+            })?;
+        let address = socket.local_addr()?;
+        if let Some(reason) = config.reason_against(listener, Some(address.ip())) {
+            bail!("the service manager's socket for {name} listens on {address}: {reason}");
+        }
+        socket.set_nonblocking(true)?;
+        if self.sockets.insert(listener, socket).is_some() {
+            bail!(
+                "the service manager handed over two sockets named `{name}`; a listener has one, which serves IPv4 and IPv6 with BindIPv6Only=both"
+            );
+        }
+        Ok(())
     }
 }
 
@@ -202,6 +220,41 @@ mod tests {
         let has_ipv6 = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok();
         let reached = std::net::TcpStream::connect((Ipv6Addr::LOCALHOST, address.port()));
         assert_eq!(reached.is_ok(), has_ipv6);
+    }
+
+    #[test]
+    fn a_handed_over_socket_has_to_be_one_that_could_be_configured() {
+        let loopback = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let everywhere = || TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        let check = |assignments: &[String], sockets: Vec<(&str, TcpListener)>, expected: &str| {
+            let mut inherited = Inherited::default();
+            let added = sockets
+                .into_iter()
+                .try_for_each(|(name, socket)| inherited.add(&config(assignments), name, socket));
+            let error = added.map_or_else(|error| error.to_string(), |()| String::new());
+            let is_right = if expected.is_empty() {
+                error.is_empty()
+            } else {
+                error.contains(expected)
+            };
+            assert!(is_right, "{expected}: {error}");
+        };
+        let test_mode = ["run.test_mode=true".to_owned()];
+        check(
+            &[],
+            vec![("mqtts", everywhere()), ("admin", loopback())],
+            "",
+        );
+        check(&test_mode, vec![("mqtts", loopback())], "");
+        check(&[], vec![("admin", everywhere())], "loopback address");
+        check(&[], vec![("amqp", everywhere())], "loopback address");
+        check(&test_mode, vec![("mqtts", everywhere())], "in test mode");
+        check(&[], vec![("mqtt5", loopback())], "FileDescriptorName=");
+        check(
+            &[],
+            vec![("mqtts", loopback()), ("mqtts", loopback())],
+            "two sockets",
+        );
     }
 
     #[test]

@@ -60,6 +60,14 @@ impl DataLock {
     }
 }
 
+/// Whether a process uses a data directory.
+pub(crate) fn is_held(data: &Path) -> bool {
+    let Ok(file) = File::open(data.join("lock")) else {
+        return false;
+    };
+    matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
+}
+
 fn of_holder(id: &str) -> String {
     if id.is_empty() {
         String::new()
@@ -75,10 +83,13 @@ mod tests {
     #[test]
     fn a_directory_has_one_user_at_a_time() {
         let folder = tempfile::tempdir().unwrap();
+        assert!(!is_held(folder.path()));
         let lock = DataLock::take(folder.path()).unwrap();
+        assert!(is_held(folder.path()));
         let error = DataLock::take(folder.path()).unwrap_err().to_string();
         assert!(error.contains(&std::process::id().to_string()), "{error}");
         drop(lock);
+        assert!(!is_held(folder.path()));
         DataLock::take(folder.path()).unwrap();
     }
 }

@@ -20,14 +20,14 @@ use fieldpost_hub::clock::Chance as _;
 use fieldpost_hub::secrets::Secret;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 pub(crate) use endpoints::Endpoints;
-pub(crate) use lock::DataLock;
+pub(crate) use lock::{DataLock, is_held};
 pub(crate) use opened::{OpenedHub, is_locked, open_for_command, store_exists, store_path};
 
-use crate::admin::{self, AMQPS_PORT, AdminParts, HealthView, Phase, Reach};
+use crate::admin::{self, AMQPS_PORT, AdminParts, AdminServer, HealthView, Phase, Reach};
 use crate::clock::SystemChance;
 use crate::config::{Config, ListenerName, Settings};
 use crate::trust::{Refresher, Trust};
@@ -51,7 +51,16 @@ const STOP_TIME: Duration = Duration::from_millis(9_500);
 /// When something is missing that a hub needs. Nothing is left running then.
 pub(crate) async fn serve(config: Config, settings: Settings) -> anyhow::Result<()> {
     let mut stop = Stop::listen()?;
-    let process = Process::start(&config, &settings).await?;
+    let process = tokio::select! {
+        biased;
+        process = Process::start(&config, &settings) => process?,
+        // A store that was not closed may take long to open. Whatever is half done is what a kill
+        // would leave, and the next start copes with that.
+        () = stop.requested() => {
+            tracing::info!("stopped before everything was up");
+            return Ok(());
+        }
+    };
     let text = welcome::text(&process.endpoints, &config.data, env!("CARGO_PKG_VERSION"));
     // A hub whose standard output is closed serves all the same.
     let _ = crate::cli::print(&text);
@@ -73,11 +82,6 @@ pub(crate) struct Process {
     refresh: JoinHandle<()>,
 }
 
-struct AdminServer {
-    stop: oneshot::Sender<()>,
-    task: JoinHandle<()>,
-}
-
 impl Process {
     /// Takes the data directory, opens the hub in it, and starts everything that listens.
     ///
@@ -91,7 +95,7 @@ impl Process {
         // Whoever waits for these files must not find those of an earlier process.
         endpoints::remove(&config.data)?;
         files::remove(&config.data.join(admin::TOKEN_FILE))?;
-        let inherited = Inherited::from_environment()?;
+        let inherited = Inherited::from_environment(config)?;
         let metrics = metrics::start()?;
         let trust = Trust::new(config);
         let ca_certificate = trust.ca_certificate();
@@ -172,16 +176,9 @@ impl Process {
         }
         self.gateway.drain().await;
         self.upkeep.abort();
-        if let Some(mut admin) = self.admin {
-            // The server is gone already when nobody listens.
-            let _ = admin.stop.send(());
+        if let Some(admin) = self.admin {
             // A long export, or a monitor that never lets go, is cut off.
-            if tokio::time::timeout(ADMIN_STOP_TIME, &mut admin.task)
-                .await
-                .is_err()
-            {
-                admin.task.abort();
-            }
+            admin.stop(ADMIN_STOP_TIME).await;
         }
         if let Err(error) = files::remove(&self.data.join(admin::TOKEN_FILE)) {
             tracing::warn!(%error, "the admin token could not be removed");
@@ -235,6 +232,9 @@ fn listen(
         drain: DRAIN_TIME,
         ..GatewayLimits::default()
     };
+    // Whatever can fail comes before devices are let in.
+    let admin_socket = admin_socket.map(TcpListener::from_std).transpose()?;
+    let token = make_token(config)?;
     let gateway = Gateway::start(opened.hub.clone(), gateway_listeners, identity, limits)?;
 
     let (phase, phase_seen) = watch::channel(Phase::Starting);
@@ -242,16 +242,15 @@ fn listen(
         hub: opened.hub.clone(),
         reach: Arc::new(reach(config, &endpoints)),
         movable_clock: config.test_mode.then(|| Arc::clone(&opened.clock)),
+        changing_settings: Arc::default(),
     };
     let health = HealthView {
         hub: opened.hub.clone(),
         phase: phase_seen,
         metrics: metrics.clone(),
     };
-    let admin = match admin_socket {
-        Some(socket) => Some(start_admin(config, socket, parts, health)?),
-        None => None,
-    };
+    let admin = admin_socket
+        .map(|socket| AdminServer::start(socket, admin::listener(parts, health, token)));
     Ok(Listening {
         endpoints,
         gateway,
@@ -279,12 +278,8 @@ fn bind(config: &Config, inherited: Inherited) -> anyhow::Result<Vec<BoundListen
     Ok(bound)
 }
 
-fn start_admin(
-    config: &Config,
-    socket: std::net::TcpListener,
-    parts: AdminParts,
-    health: HealthView,
-) -> anyhow::Result<AdminServer> {
+/// Makes the bearer token of this run, for those who can read the data directory.
+fn make_token(config: &Config) -> anyhow::Result<Secret> {
     let mut token = [0; 32];
     SystemChance::default().fill(&mut token);
     let token = Secret::new(URL_SAFE_NO_PAD.encode(token));
@@ -294,19 +289,7 @@ fn start_admin(
         files::PRIVATE,
     )
     .context("write the admin token")?;
-    let listener = TcpListener::from_std(socket)?;
-    let routes = admin::listener(parts, health, token);
-    let (stop, stopped) = oneshot::channel();
-    let task = tokio::spawn(async move {
-        let served = axum::serve(listener, routes).with_graceful_shutdown(async {
-            // Told, or nobody is left to tell.
-            let _ = stopped.await;
-        });
-        if let Err(error) = served.await {
-            tracing::error!(%error, "the admin listener failed");
-        }
-    });
-    Ok(AdminServer { stop, task })
+    Ok(token)
 }
 
 fn reach(config: &Config, endpoints: &Endpoints) -> Reach {
@@ -335,7 +318,7 @@ fn kind(name: ListenerName) -> Option<ListenerKind> {
 
 /// Says so when the configuration names hub settings that no longer come from it.
 fn tell_of_unused_seed(config: &Config, settings: &Settings, opened: &OpenedHub) {
-    let (seed, current) = (opened::seed(config), opened.hub.settings().get());
+    let (seed, current) = (&config.seed, opened.hub.settings().get());
     let differing = [
         (
             "hub.retention_days",
@@ -358,10 +341,19 @@ fn tell_of_unused_seed(config: &Config, settings: &Settings, opened: &OpenedHub)
     ];
     for (key, differs) in differing {
         if differs && settings.is_set(key) {
-            tracing::info!(
-                key,
-                "this key is only for the first start and differs from the hub's setting; change that with `fieldpost hub apply`"
-            );
+            tell_of_unused_key(key);
         }
     }
+    if seed.cloud_to_device != current.cloud_to_device
+        && settings.is_any_set("hub.cloud_to_device.")
+    {
+        tell_of_unused_key("hub.cloud_to_device");
+    }
+}
+
+fn tell_of_unused_key(key: &str) {
+    tracing::info!(
+        key,
+        "this key is only for the first start and differs from the hub's setting; change that with `fieldpost hub apply`"
+    );
 }

@@ -1,15 +1,13 @@
 //! A hub on its store, as `serve` and the commands open it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use axum::Router;
-use fieldpost_hub::settings::HubSettings;
 use fieldpost_hub::{Hub, HubConfig, HubParts};
-use fieldpost_model::Partitioning;
+use fieldpost_model::{PartitionId, Partitioning, StreamId};
 use fieldpost_store::Store;
-use fieldpost_store::log::AtBytesMax;
 use fieldpost_store_embedded::{DiskMarks, EmbeddedConfig, EmbeddedStore, OpenError};
 
 use super::lock::{DataLock, LockError};
@@ -91,6 +89,9 @@ async fn open_store(
 ) -> anyhow::Result<Store> {
     let path = store_path(config);
     let mut engine = engine_config(config);
+    if config.test_mode && store_exists(config) {
+        refuse_to_mark_a_store_in_use(&path, &engine, Arc::clone(&clock)).await?;
+    }
     // Opening reads files, which may take long.
     let store = tokio::task::spawn_blocking(move || {
         match EmbeddedStore::open(&path, engine.clone(), Arc::clone(&clock) as _) {
@@ -102,6 +103,40 @@ async fn open_store(
         }
     });
     Ok(store.await??)
+}
+
+/// A store is marked for good, and a clock that was moved does not go back: a slip on the command
+/// line must not take a hub that has served devices out of service.
+async fn refuse_to_mark_a_store_in_use(
+    path: &Path,
+    engine: &EmbeddedConfig,
+    clock: Arc<SystemClock>,
+) -> anyhow::Result<()> {
+    let mut unmarked = engine.clone();
+    unmarked.mark_as_test = false;
+    let folder = path.to_owned();
+    let opened =
+        tokio::task::spawn_blocking(move || EmbeddedStore::open(&folder, unmarked, clock)).await?;
+    let store = match opened {
+        // It is a test store already.
+        Err(OpenError::TestStore { .. }) => return Ok(()),
+        opened => opened?,
+    };
+    let count = store.log.partitioning().count();
+    let has_events = (0..count).map(PartitionId).any(|partition| {
+        let bounds = store.log.bounds(StreamId(0), partition);
+        bounds.next > 0
+    });
+    store.log.close().await;
+    store.documents.close().await;
+    store.queues.close().await;
+    if has_events {
+        bail!(
+            "the store in {} has served devices outside test mode, and would be a test store for good; use another data directory for tests",
+            path.display()
+        );
+    }
+    Ok(())
 }
 
 fn engine_config(config: &Config) -> EmbeddedConfig {
@@ -142,6 +177,7 @@ impl OpenedHub {
             hub: self.hub.clone(),
             reach: Arc::new(self.reach.clone()),
             movable_clock: None,
+            changing_settings: Arc::default(),
         })
     }
 
@@ -158,21 +194,6 @@ fn hub_config(config: &Config) -> HubConfig {
         name: config.hub_name.clone(),
         host_names,
         in_flight_bytes: config.in_flight_bytes,
-        seed: seed(config),
-    }
-}
-
-/// The settings that a new hub starts with.
-pub(super) fn seed(config: &Config) -> HubSettings {
-    HubSettings {
-        retention_days: config.seed.retention_days,
-        consumer_groups: config.seed.consumer_groups.clone(),
-        bytes_max: config.seed.retention_bytes_max,
-        at_bytes_max: if config.seed.drop_oldest {
-            AtBytesMax::DropOldest
-        } else {
-            AtBytesMax::HoldMessages
-        },
-        partition_count: config.seed.partition_count,
+        seed: config.seed.clone(),
     }
 }

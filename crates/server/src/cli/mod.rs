@@ -1,5 +1,6 @@
 //! The command line.
 
+mod c2d;
 mod config;
 mod connection;
 mod demo;
@@ -59,6 +60,9 @@ enum Command {
     /// Send a message as a device, over MQTT and TLS; returns when it is acknowledged.
     #[command(after_help = send::EXAMPLES)]
     Send(send::SendArgs),
+    /// Send messages to devices, see where they are, and look after those that no device took.
+    #[command(subcommand, name = "c2d", after_help = c2d::EXAMPLES)]
+    C2d(c2d::C2dCommand),
     /// Check every byte of a store while no hub runs on it; exit 1 on any damage.
     Verify(verify::VerifyArgs),
     /// Check or print the configuration.
@@ -160,6 +164,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Hub(command) => hub::run(&command),
         Command::Monitor(args) => monitor::run(&args),
         Command::Send(args) => send::run(&args),
+        Command::C2d(command) => c2d::run(&command),
         Command::Verify(args) => verify::run(&args),
         Command::Config(command) => config::run(&command),
         Command::Completions { shell } => completions(shell),
@@ -221,7 +226,7 @@ impl ServeArgs {
 fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     let (config, settings) = Config::load(&args.sources())?;
     crate::logging::start(&config.log)?;
-    runtime()?.block_on(assembly::serve(config, settings))?;
+    block_on(assembly::serve(config, settings))??;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -237,12 +242,12 @@ fn with_hub<T>(
         // What the command has to say it says itself.
         level: "error".to_owned(),
     })?;
-    runtime()?.block_on(async {
+    block_on(async {
         let client = AdminClient::open(&config, no_store).await?;
         let done = action(&client).await;
         client.close().await;
         done
-    })
+    })?
 }
 
 /// A text as a path segment or a value in a query.
@@ -257,10 +262,17 @@ fn completions(shell: Shell) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    Ok(tokio::runtime::Builder::new_multi_thread()
+/// Runs what a command does, on a runtime of its own.
+///
+/// Blocking calls that have not come back when it is done are left to the end of the process: a
+/// disk that hangs must not keep a hub from ending in time.
+fn block_on<T>(action: impl Future<Output = T>) -> std::io::Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        .build()?)
+        .build()?;
+    let done = runtime.block_on(action);
+    runtime.shutdown_background();
+    Ok(done)
 }
 
 fn environment() -> Vec<(String, String)> {
@@ -277,6 +289,21 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_blocking_call_that_hangs_does_not_keep_a_command_from_ending() {
+        let (_never, hangs) = std::sync::mpsc::channel::<()>();
+        let done = block_on(async {
+            let (begun, begins) = tokio::sync::oneshot::channel();
+            tokio::task::spawn_blocking(move || {
+                begun.send(()).unwrap();
+                hangs.recv()
+            });
+            begins.await.unwrap();
+            7
+        });
+        assert_eq!(done.unwrap(), 7);
     }
 
     #[test]

@@ -10,8 +10,9 @@ use fieldpost_client::{Event, Reader, ReaderOptions, Start};
 use fieldpost_model::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::peer::{PeerArgs, Role, now};
-use super::{Format, OutputArgs, output, runtime};
+use super::output::printable;
+use super::peer::{PeerArgs, Role};
+use super::{Format, OutputArgs, block_on, output};
 
 pub(super) const EXAMPLES: &str = "Examples:
   fieldpost monitor
@@ -65,14 +66,14 @@ impl FromStr for Position {
 }
 
 pub(super) fn run(args: &MonitorArgs) -> anyhow::Result<ExitCode> {
-    runtime()?.block_on(async {
+    block_on(async {
         let peer = args.peer.find(Role::Reader).await?;
         let mut reader = Reader::connect(&ReaderOptions {
             connection_string: peer.connection_string,
             address: peer.address,
             trust: peer.trust,
             consumer_group: args.consumer_group.clone(),
-            now: now(),
+            now: peer.now,
         })
         .await?;
         let partitions = match &args.partition {
@@ -104,7 +105,7 @@ pub(super) fn run(args: &MonitorArgs) -> anyhow::Result<ExitCode> {
             }
         }
         Ok(ExitCode::SUCCESS)
-    })
+    })?
 }
 
 fn as_line(event: &Event) -> String {
@@ -124,18 +125,6 @@ fn as_line(event: &Event) -> String {
         Err(_) => line.push_str(&format!("  <{} bytes>", event.body.len())),
     }
     line
-}
-
-/// Text of a device without what would steer a terminal.
-fn printable(text: &str) -> String {
-    let shown = |c: char| {
-        if c.is_control() {
-            c.escape_default().collect()
-        } else {
-            c.to_string()
-        }
-    };
-    text.chars().map(shown).collect()
 }
 
 fn as_json(event: &Event) -> Value {
@@ -183,10 +172,5 @@ mod tests {
         let time = Timestamp::parse("2026-01-31T12:00:00Z").unwrap();
         check("2026-01-31T12:00:00Z", Some(Start::After(time)));
         check("yesterday", None);
-    }
-
-    #[test]
-    fn a_device_cannot_steer_the_terminal() {
-        assert_eq!(printable("a\u{1b}[2Jb\nü"), "a\\u{1b}[2Jb\\nü");
     }
 }

@@ -4,6 +4,9 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::Value;
+
+use super::Format;
 
 /// Prints data. Colours in it are left out unless standard output is a terminal.
 pub(crate) fn print(text: &str) -> io::Result<()> {
@@ -18,7 +21,7 @@ pub(crate) fn line(text: &str) -> io::Result<()> {
 }
 
 /// Prints a JSON document, indented.
-pub(crate) fn json(value: &serde_json::Value) -> io::Result<()> {
+pub(crate) fn json(value: &Value) -> io::Result<()> {
     line(&format!("{value:#}"))
 }
 
@@ -102,6 +105,72 @@ pub(crate) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
+/// Text of a device or service, without what would steer a terminal.
+pub(crate) fn printable(text: &str) -> String {
+    let shown = |c: char| {
+        if c.is_control() {
+            c.escape_default().collect()
+        } else {
+            c.to_string()
+        }
+    };
+    text.chars().map(shown).collect()
+}
+
+/// Prints pages of a list as they come, so that a million entries need no memory.
+pub(crate) struct PagePrinter {
+    format: Format,
+    columns: &'static [&'static str],
+    is_first: bool,
+}
+
+impl PagePrinter {
+    /// Prints nothing yet. The columns are headings for people.
+    pub(crate) fn new(format: Format, columns: &'static [&'static str]) -> Self {
+        Self {
+            format,
+            columns,
+            is_first: true,
+        }
+    }
+
+    /// Prints a page: entries as they are for programs, a row of each for people.
+    pub(crate) fn page(
+        &mut self,
+        entries: &[Value],
+        row: impl Fn(&Value) -> Vec<String>,
+    ) -> io::Result<()> {
+        match self.format {
+            Format::Json => {
+                for entry in entries {
+                    let before = if self.is_first { "[\n  " } else { ",\n  " };
+                    self.is_first = false;
+                    print(&format!("{before}{entry}"))?;
+                }
+            }
+            Format::Text if self.is_first || !entries.is_empty() => {
+                let rows: Vec<_> = entries.iter().map(row).collect();
+                let table = table(self.columns, &rows);
+                let rest = table.split_once('\n').map_or("", |(_, rest)| rest);
+                print(if self.is_first { &table } else { rest })?;
+                self.is_first = false;
+            }
+            Format::Text => {}
+        }
+        Ok(())
+    }
+
+    /// Ends the list.
+    pub(crate) fn end(self) -> anyhow::Result<()> {
+        match (self.format, self.is_first) {
+            (Format::Json, true) => line("[]")?,
+            (Format::Json, false) => line("\n]")?,
+            (Format::Text, _) => {}
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,5 +180,10 @@ mod tests {
         let rows = [["a", "enabled"], ["longer", "x"]].map(|row| row.map(str::to_owned).to_vec());
         let text = anstream::adapter::strip_str(&table(&["ID", "STATUS"], &rows)).to_string();
         assert_eq!(text, "ID      STATUS\na       enabled\nlonger  x\n");
+    }
+
+    #[test]
+    fn a_device_cannot_steer_the_terminal() {
+        assert_eq!(printable("a\u{1b}[2Jb\nü"), "a\\u{1b}[2Jb\\nü");
     }
 }

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::{PlaceArgs, encoded};
 use crate::admin::{AdminClient, NoStore};
 use crate::assembly::Endpoints;
-use crate::config::ListenerName;
+use crate::config::{Config, ListenerName};
 
 /// Which hub to speak to.
 #[derive(Args, Clone, Debug)]
@@ -21,7 +21,14 @@ pub(super) struct PeerArgs {
     #[command(flatten)]
     place: PlaceArgs,
     /// A connection string of a hub anywhere, instead of the one that runs on the data directory.
-    #[arg(long, value_name = "TEXT", requires = "ca")]
+    /// The environment variable keeps its key out of the list of processes.
+    #[arg(
+        long,
+        value_name = "TEXT",
+        requires = "ca",
+        env = "FIELDPOST_CONNECTION_STRING",
+        hide_env_values = true
+    )]
     connection_string: Option<String>,
     /// The CA certificate (PEM) to trust instead of the hub's own.
     #[arg(long, value_name = "FILE")]
@@ -34,6 +41,8 @@ pub(super) struct Peer {
     /// Where to connect instead of the standard port of the host name.
     pub(super) address: Option<SocketAddr>,
     pub(super) trust: Trust,
+    /// The hub's present, from which tokens count. In test mode it is ahead of the system's.
+    pub(super) now: Timestamp,
 }
 
 /// As whom to connect.
@@ -43,9 +52,21 @@ pub(super) enum Role<'a> {
     Device(&'a str),
     /// As a reader of the built-in endpoint.
     Reader,
+    /// As a service that sends messages to devices.
+    Service,
 }
 
 impl PeerArgs {
+    /// Whether the hub of a data directory is meant.
+    pub(super) fn is_local(&self) -> bool {
+        self.connection_string.is_none()
+    }
+
+    /// The configuration of that hub.
+    pub(super) fn config(&self) -> anyhow::Result<Config> {
+        Ok(self.place.load()?.0)
+    }
+
     /// Finds the hub, its certificate, and a credential.
     pub(super) async fn find(&self, role: Role<'_>) -> anyhow::Result<Peer> {
         if let Some(text) = &self.connection_string {
@@ -57,9 +78,10 @@ impl PeerArgs {
                 connection_string: text.parse()?,
                 address: None,
                 trust: read_trust(ca)?,
+                now: now(),
             });
         }
-        let (config, _) = self.place.load()?;
+        let config = self.config()?;
         let Some(endpoints) = Endpoints::read(&config.data) else {
             bail!(
                 "no hub runs on {}; start one with `fieldpost serve`, or name its data directory with --data",
@@ -69,6 +91,7 @@ impl PeerArgs {
         let (listener, query) = match role {
             Role::Device(id) => (ListenerName::Mqtts, format!("device={}", encoded(id))),
             Role::Reader => (ListenerName::Amqps, "eventHub=true".to_owned()),
+            Role::Service => (ListenerName::Amqps, "policy=service".to_owned()),
         };
         let address = endpoints
             .address(listener)
@@ -77,18 +100,21 @@ impl PeerArgs {
         let answer = client.get(&format!("/api/connection-string?{query}")).await;
         client.close().await;
         let answer = answer?;
-        let text = answer.get("connectionString").and_then(Value::as_str);
+        let text = |name| answer.get(name).and_then(Value::as_str);
         let ca = self.ca.clone().or(endpoints.ca_certificate);
         let ca = ca.context("the hub has a certificate of its operator; name its CA with --ca")?;
         Ok(Peer {
-            connection_string: text.context("the hub gave no connection string")?.parse()?,
+            connection_string: text("connectionString")
+                .context("the hub gave no connection string")?
+                .parse()?,
             address: Some(reachable(address)),
             trust: read_trust(ca)?,
+            now: text("now").and_then(Timestamp::parse).unwrap_or_else(now),
         })
     }
 }
 
-/// The present.
+/// The system's present.
 pub(super) fn now() -> Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     Timestamp::UNIX_EPOCH.saturating_add(since.unwrap_or_default())

@@ -9,8 +9,8 @@ use fieldpost_client::device::{Device, DeviceOptions};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::json;
 
-use super::peer::{PeerArgs, Role, now};
-use super::{Format, OutputArgs, output, runtime};
+use super::peer::{PeerArgs, Role};
+use super::{Format, OutputArgs, block_on, output};
 
 pub(super) const EXAMPLES: &str = "Examples:
   fieldpost send my-device '{\"temperature\": 21.5}' --property room=kitchen
@@ -53,14 +53,14 @@ pub(super) struct SendArgs {
 
 pub(super) fn run(args: &SendArgs) -> anyhow::Result<ExitCode> {
     let bag = args.property_bag()?;
-    let sent = runtime()?.block_on(async {
+    let sent = block_on(async {
         let peer = args.peer.find(Role::Device(&args.device)).await?;
         let mut device = Device::connect(&DeviceOptions {
             connection_string: peer.connection_string,
             address: peer.address,
             trust: peer.trust,
             keep_alive_s: 240,
-            now: now(),
+            now: peer.now,
         })
         .await?;
         let sent = if args.lines {
@@ -72,7 +72,7 @@ pub(super) fn run(args: &SendArgs) -> anyhow::Result<ExitCode> {
         };
         device.disconnect().await?;
         anyhow::Ok(sent)
-    })?;
+    })??;
     match args.output.output {
         Format::Json => output::json(&json!({"acknowledged": sent}))?,
         Format::Text => output::note(&format!("{sent} acknowledged")),

@@ -35,6 +35,13 @@ pub(crate) enum Kind {
         /// The largest.
         max: u64,
     },
+    /// A span of time in whole seconds: a text such as `"90 s"` or `"1 h"`.
+    Span {
+        /// The shortest, in seconds.
+        min: u64,
+        /// The longest, in seconds.
+        max: u64,
+    },
     /// Any text.
     Text,
     /// One of these texts.
@@ -51,6 +58,9 @@ const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
 const GIB: u64 = 1024 * MIB;
 const TIB: u64 = 1024 * GIB;
+
+const MINUTE: u64 = 60;
+const DAY: u64 = 24 * 60 * MINUTE;
 
 const PORT: Kind = Kind::Integer {
     min: 0,
@@ -109,7 +119,7 @@ static GENERAL: [Key; 4] = [
     },
 ];
 
-static REST: [Key; 19] = [
+static REST: [Key; 31] = [
     Key {
         path: "tls.certificate",
         kind: Kind::Path,
@@ -226,6 +236,102 @@ static REST: [Key; 19] = [
         kind: Kind::Texts,
         default: "[]",
         about: "Consumer groups besides `$Default`. Only for the first start.",
+    },
+    Key {
+        path: "hub.cloud_to_device.max_delivery_count",
+        kind: Kind::Integer { min: 1, max: 100 },
+        default: "10",
+        about: "Counted deliveries after which a message to a device is dead-lettered.",
+    },
+    Key {
+        path: "hub.cloud_to_device.default_ttl",
+        kind: Kind::Span {
+            min: MINUTE,
+            max: 2 * DAY,
+        },
+        default: r#""1 h""#,
+        about: "How long a message to a device lives whose sender set no expiry.",
+    },
+    Key {
+        path: "hub.cloud_to_device.delivery_count_mode",
+        kind: Kind::Choice(&["abandon", "every-lock"]),
+        default: r#""abandon""#,
+        about: "Which deliveries count: those that the device abandons, or those whose lock expires as well.",
+    },
+    Key {
+        path: "hub.cloud_to_device.max_queue_depth",
+        kind: Kind::Integer {
+            min: 1,
+            max: 10_000,
+        },
+        default: "50",
+        about: "Messages in the queue of one device, locked ones included; more are refused.",
+    },
+    Key {
+        path: "hub.cloud_to_device.feedback.lock",
+        kind: Kind::Span {
+            min: 5,
+            max: 5 * MINUTE,
+        },
+        default: r#""1 min""#,
+        about: "How long a back end holds a feedback message before another one gets it.",
+    },
+    Key {
+        path: "hub.cloud_to_device.feedback.ttl",
+        kind: Kind::Span {
+            min: MINUTE,
+            max: 2 * DAY,
+        },
+        default: r#""1 h""#,
+        about: "How long a feedback message waits for a back end.",
+    },
+    Key {
+        path: "hub.cloud_to_device.feedback.max_delivery_count",
+        kind: Kind::Integer { min: 1, max: 100 },
+        default: "10",
+        about: "Counted deliveries after which a feedback message is dropped.",
+    },
+    Key {
+        path: "hub.cloud_to_device.dead_letters.retention",
+        kind: Kind::Span {
+            min: 0,
+            max: 365 * DAY,
+        },
+        default: r#""7 d""#,
+        about: "How long dead letters are kept; 0 for none.",
+    },
+    Key {
+        path: "hub.cloud_to_device.dead_letters.max_bytes",
+        kind: Kind::Bytes {
+            min: 0,
+            max: 1024 * TIB,
+        },
+        default: r#""1 GiB""#,
+        about: "Bytes of all dead letters; the oldest go first.",
+    },
+    Key {
+        path: "hub.cloud_to_device.history.enabled",
+        kind: Kind::Bool,
+        default: "true",
+        about: "Whether the hub remembers what became of completed messages.",
+    },
+    Key {
+        path: "hub.cloud_to_device.history.max_messages",
+        kind: Kind::Integer {
+            min: 1,
+            max: 100_000_000,
+        },
+        default: "1000000",
+        about: "Completed messages remembered; the oldest go first.",
+    },
+    Key {
+        path: "hub.cloud_to_device.history.max_bytes",
+        kind: Kind::Bytes {
+            min: 1,
+            max: 1024 * TIB,
+        },
+        default: r#""256 MiB""#,
+        about: "Bytes of their records.",
     },
     Key {
         path: "run.test_mode",

@@ -117,6 +117,12 @@ impl Settings {
         *self.get(path).1 != Origin::Default
     }
 
+    /// Whether somebody set a key whose path begins so.
+    pub(crate) fn is_any_set(&self, prefix: &str) -> bool {
+        let mut values = self.values.iter();
+        values.any(|(path, (_, origin))| path.starts_with(prefix) && *origin != Origin::Default)
+    }
+
     fn defaults() -> Self {
         let values = keys::keys().map(|key| {
             let line = format!("v = {}", key.default);

@@ -11,10 +11,18 @@ mod value;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
+use std::time::Duration;
+
+use fieldpost_hub::settings::{
+    CloudToDeviceSetting, CloudToDeviceSettings, DeadLetterSettings, DeliveryCountMode,
+    FeedbackSettings, HistorySettings, HubSettings, InvalidSettings,
+};
+use fieldpost_store::log::AtBytesMax;
 
 pub(crate) use load::{ConfigError, ConfigErrors, Settings, Sources};
 pub(crate) use print::{as_json, as_toml};
 use value::Value;
+pub(crate) use value::parse_span;
 
 /// What `serve` needs to know.
 #[derive(Clone, Debug)]
@@ -40,7 +48,7 @@ pub(crate) struct Config {
     /// How to log.
     pub(crate) log: LogConfig,
     /// Hub settings for the first start.
-    pub(crate) seed: HubSeed,
+    pub(crate) seed: HubSettings,
     /// Whether the clock may be moved, for users' tests.
     pub(crate) test_mode: bool,
     /// Whether to go on without a port that cannot be had.
@@ -114,21 +122,6 @@ pub(crate) struct LogConfig {
     pub(crate) level: String,
 }
 
-/// Hub settings for the first start.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct HubSeed {
-    /// Partitions of the built-in endpoint.
-    pub(crate) partition_count: u16,
-    /// Minimum age of what retention removes.
-    pub(crate) retention_days: u32,
-    /// Bound on the log's disk space.
-    pub(crate) retention_bytes_max: Option<u64>,
-    /// Whether the oldest events go at that bound.
-    pub(crate) drop_oldest: bool,
-    /// Consumer groups besides `$Default`.
-    pub(crate) consumer_groups: Vec<String>,
-}
-
 impl ListenerName {
     /// All of them, in the order in which they are shown.
     pub(crate) const ALL: [Self; 7] = [
@@ -199,12 +192,40 @@ impl Config {
         names
     }
 
+    /// Why a listener may not be on an address (`None` for all interfaces), if it may not.
+    pub(crate) fn reason_against(
+        &self,
+        name: ListenerName,
+        address: Option<IpAddr>,
+    ) -> Option<&'static str> {
+        reason_against(name, address, self.test_mode)
+    }
+
     /// The settings of one listener.
     pub(crate) fn listener(&self, name: ListenerName) -> &ListenerConfig {
         self.listeners
             .iter()
             .find(|listener| listener.name == name)
             .expect("every listener has an entry")
+    }
+}
+
+fn reason_against(
+    name: ListenerName,
+    address: Option<IpAddr>,
+    test_mode: bool,
+) -> Option<&'static str> {
+    let loopback = address.is_some_and(|address| address.is_loopback());
+    if loopback {
+        None
+    } else if test_mode {
+        Some("in test mode every listener is on a loopback address")
+    } else if name.is_loopback_only() {
+        Some(
+            "this listener speaks without TLS, for tools on the same machine; give it a loopback address",
+        )
+    } else {
+        None
     }
 }
 
@@ -219,7 +240,8 @@ impl Reader<'_> {
         let listeners = ListenerName::ALL
             .into_iter()
             .map(|name| self.listener(name, test_mode))
-            .collect();
+            .collect::<Vec<_>>();
+        self.check_ports(&listeners);
         let data = PathBuf::from(self.text("data"));
         if data.as_os_str().is_empty() {
             self.refuse("data", "a data directory is needed");
@@ -289,20 +311,36 @@ impl Reader<'_> {
             address = Some(IpAddr::V4(Ipv4Addr::LOCALHOST));
         }
         let enabled = self.bool(&key("enabled"));
-        let loopback = address.is_some_and(|address: IpAddr| address.is_loopback());
-        if enabled && !loopback && (test_mode || name.is_loopback_only()) {
-            let why = if test_mode {
-                "in test mode every listener is on a loopback address"
-            } else {
-                "this listener speaks without TLS, for tools on the same machine; give it a loopback address"
-            };
+        if enabled && let Some(why) = reason_against(name, address, test_mode) {
             self.refuse(&address_key, why);
         }
         ListenerConfig {
             name,
             enabled,
             address,
-            port: u16::try_from(self.integer(&key("port"))).unwrap_or_default(),
+            port: self.number(&key("port")),
+        }
+    }
+
+    /// Two listeners on one port would be told as another program's, or skipped without a word.
+    fn check_ports(&mut self, listeners: &[ListenerConfig]) {
+        let is_everywhere =
+            |address: Option<IpAddr>| address.is_none_or(|address| address.is_unspecified());
+        for (n, listener) in listeners.iter().enumerate() {
+            let others = listeners.iter().take(n);
+            let clash = others
+                .filter(|other| other.enabled && listener.enabled)
+                .find(|other| {
+                    let meets = listener.address == other.address
+                        || is_everywhere(listener.address)
+                        || is_everywhere(other.address);
+                    listener.port != 0 && listener.port == other.port && meets
+                });
+            if let Some(other) = clash {
+                let key = format!("listeners.{}.port", listener.name.as_str());
+                let reason = format!("the listener {} has this port too", other.name.as_str());
+                self.refuse(&key, &reason);
+            }
         }
     }
 
@@ -337,13 +375,49 @@ impl Reader<'_> {
         }
     }
 
-    fn seed(&mut self) -> HubSeed {
-        HubSeed {
-            partition_count: u16::try_from(self.integer("hub.partition_count")).unwrap_or(1),
-            retention_days: u32::try_from(self.integer("hub.retention_days")).unwrap_or(1),
-            retention_bytes_max: self.unless_zero("hub.retention_bytes_max"),
-            drop_oldest: self.text("hub.at_retention_bytes_max") == "drop-oldest",
+    fn seed(&mut self) -> HubSettings {
+        let seed = HubSettings {
+            partition_count: self.number("hub.partition_count"),
+            retention_days: self.number("hub.retention_days"),
+            bytes_max: self.unless_zero("hub.retention_bytes_max"),
+            at_bytes_max: match self.text("hub.at_retention_bytes_max") {
+                "drop-oldest" => AtBytesMax::DropOldest,
+                _ => AtBytesMax::HoldMessages,
+            },
             consumer_groups: self.texts("hub.consumer_groups").to_vec(),
+            cloud_to_device: self.cloud_to_device(),
+        };
+        if let Err(error) = seed.check() {
+            self.refuse(seed_key(&error), &error.to_string());
+        }
+        seed
+    }
+
+    fn cloud_to_device(&self) -> CloudToDeviceSettings {
+        let key = |name: &str| format!("hub.cloud_to_device.{name}");
+        let span = |name: &str| Duration::from_secs(self.integer(&key(name)));
+        CloudToDeviceSettings {
+            max_delivery_count: self.number(&key("max_delivery_count")),
+            default_ttl: span("default_ttl"),
+            feedback: FeedbackSettings {
+                lock: span("feedback.lock"),
+                ttl: span("feedback.ttl"),
+                max_delivery_count: self.number(&key("feedback.max_delivery_count")),
+            },
+            delivery_count_mode: match self.text(&key("delivery_count_mode")) {
+                "every-lock" => DeliveryCountMode::EveryLock,
+                _ => DeliveryCountMode::Abandon,
+            },
+            queue_depth_max: self.integer(&key("max_queue_depth")),
+            dead_letters: DeadLetterSettings {
+                keep: span("dead_letters.retention"),
+                bytes_max: self.integer(&key("dead_letters.max_bytes")),
+            },
+            history: HistorySettings {
+                enabled: self.bool(&key("history.enabled")),
+                messages_max: self.integer(&key("history.max_messages")),
+                bytes_max: self.integer(&key("history.max_bytes")),
+            },
         }
     }
 
@@ -373,6 +447,11 @@ impl Reader<'_> {
             Value::Integer(number) => *number,
             _ => 0,
         }
+    }
+
+    /// A number whose range in the table fits its type.
+    fn number<T: TryFrom<u64> + Default>(&self, key: &str) -> T {
+        T::try_from(self.integer(key)).unwrap_or_default()
     }
 
     fn unless_zero(&self, key: &str) -> Option<u64> {
@@ -416,6 +495,30 @@ fn is_host_name(name: &str) -> bool {
     name.len() <= 253 && name.split('.').all(is_label)
 }
 
+/// The key of a hub setting that cannot be taken.
+fn seed_key(error: &InvalidSettings) -> &'static str {
+    use CloudToDeviceSetting as C2d;
+    match error {
+        InvalidSettings::Retention { .. } => "hub.retention_days",
+        InvalidSettings::BytesMax => "hub.retention_bytes_max",
+        InvalidSettings::PartitionCount { .. } => "hub.partition_count",
+        InvalidSettings::TooManyConsumerGroups { .. }
+        | InvalidSettings::ConsumerGroupName { .. }
+        | InvalidSettings::ConsumerGroupTwice { .. } => "hub.consumer_groups",
+        InvalidSettings::CloudToDevice { setting, .. } => match setting {
+            C2d::MaxDeliveryCount => "hub.cloud_to_device.max_delivery_count",
+            C2d::DefaultTtl => "hub.cloud_to_device.default_ttl",
+            C2d::FeedbackLock => "hub.cloud_to_device.feedback.lock",
+            C2d::FeedbackTtl => "hub.cloud_to_device.feedback.ttl",
+            C2d::FeedbackMaxDeliveryCount => "hub.cloud_to_device.feedback.max_delivery_count",
+            C2d::QueueDepthMax => "hub.cloud_to_device.max_queue_depth",
+            C2d::DeadLettersKeep => "hub.cloud_to_device.dead_letters.retention",
+            C2d::HistoryMessagesMax => "hub.cloud_to_device.history.max_messages",
+            C2d::HistoryBytesMax => "hub.cloud_to_device.history.max_bytes",
+        },
+    }
+}
+
 fn is_hub_name(name: &str) -> bool {
     (1..=50).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
 }
@@ -442,6 +545,34 @@ mod tests {
         assert!(!config.listener(ListenerName::Mqtt).enabled);
         assert_eq!(config.store.key_file, PathBuf::from("./fieldpost-data/key"));
         assert_eq!(config.names(), ["127.0.0.1", "localhost"]);
+        let seed = HubSettings {
+            consumer_groups: vec![],
+            ..HubSettings::default()
+        };
+        assert_eq!(config.seed, seed);
+    }
+
+    /// A range in the table of keys that is wider than the hub's own would let a configuration pass
+    /// that the first start refuses.
+    #[test]
+    fn the_ranges_of_seed_keys_are_the_hubs() {
+        for key in keys::keys().filter(|key| key.path.starts_with("hub.")) {
+            let edges = match key.kind {
+                keys::Kind::Integer { min, max } | keys::Kind::Bytes { min, max } => {
+                    [min.to_string(), max.to_string()]
+                }
+                keys::Kind::Span { min, max } => [format!("{min} s"), format!("{max} s")],
+                _ => continue,
+            };
+            for edge in edges {
+                config(&[&format!("{}={edge}", key.path)]).unwrap();
+            }
+        }
+        let error = config(&["hub.cloud_to_device.default_ttl=3 d"]).unwrap_err();
+        assert!(
+            error.ends_with("3 d is not in the range 1 min to 2 d"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -467,6 +598,14 @@ mod tests {
             &["run.test_mode=true", "listeners.mqtts.address=0.0.0.0"],
             "in test mode every listener",
         );
+        check(
+            &["listeners.amqp.port=8883"],
+            "`listeners.amqp.port`: the listener mqtts has this port too",
+        );
+        check(
+            &["hub.consumer_groups=a/b"],
+            "`hub.consumer_groups`: \"a/b\" cannot be the name",
+        );
         check(&["host_name=a b"], "neither a host name");
         check(&["hub_name=a.b"], "a hub name has");
         check(&["log.level=loud=quiet=x"], "`log.level`");
@@ -477,6 +616,18 @@ mod tests {
             ],
             "must not lie above the first",
         );
+    }
+
+    #[test]
+    fn one_port_on_two_addresses_is_two_ports() {
+        let apart = [
+            "listeners.mqtts.address=127.0.0.2",
+            "listeners.amqps.address=127.0.0.3",
+            "listeners.amqps.port=8883",
+        ];
+        config(&apart).unwrap();
+        config(&["listeners.http.port=443"]).unwrap();
+        config(&["listeners.mqtts.port=0", "listeners.amqps.port=0"]).unwrap();
     }
 
     #[test]

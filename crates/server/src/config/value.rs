@@ -11,7 +11,7 @@ use super::keys::Kind;
 pub(crate) enum Value {
     /// Of [`Kind::Bool`].
     Bool(bool),
-    /// Of [`Kind::Integer`] and [`Kind::Bytes`].
+    /// Of [`Kind::Integer`], [`Kind::Bytes`] and, in seconds, [`Kind::Span`].
     Integer(u64),
     /// Of every kind of text.
     Text(String),
@@ -26,6 +26,8 @@ pub(crate) enum InvalidValue {
     Kind { expected: String, found: String },
     #[error("{value} is not in the range {min} to {max}")]
     Range { value: u64, min: u64, max: u64 },
+    #[error("{} is not in the range {} to {}", span(*value), span(*min), span(*max))]
+    SpanRange { value: u64, min: u64, max: u64 },
 }
 
 impl Value {
@@ -75,6 +77,14 @@ impl Value {
                 let number = parse_bytes(text).ok_or_else(mismatch)?;
                 in_range(number, min, max)
             }
+            Kind::Span { min, max } => {
+                let value = parse_span(text).ok_or_else(mismatch)?;
+                if (min..=max).contains(&value) {
+                    Ok(Self::Integer(value))
+                } else {
+                    Err(InvalidValue::SpanRange { value, min, max })
+                }
+            }
             Kind::Choice(choices) if !choices.contains(&text) => Err(mismatch()),
             Kind::Address if text != "*" && text.parse::<std::net::IpAddr>().is_err() => {
                 Err(mismatch())
@@ -102,6 +112,7 @@ impl Value {
                     Some(text) => quoted(&text),
                     None => number.to_string(),
                 },
+                Kind::Span { .. } => quoted(&span(*number)),
                 _ => number.to_string(),
             },
             Self::Text(text) => quoted(text),
@@ -119,6 +130,9 @@ impl fmt::Display for Kind {
             Self::Bool => f.write_str("true or false"),
             Self::Integer { min, max } => write!(f, "a whole number from {min} to {max}"),
             Self::Bytes { .. } => f.write_str("a number of bytes such as 1048576 or \"1 MiB\""),
+            Self::Span { .. } => {
+                f.write_str("a span of time such as \"90 s\", \"5 min\", \"1 h\" or \"7 d\"")
+            }
             Self::Text => f.write_str("a text"),
             Self::Choice(choices) => write!(f, "one of {}", choices.join(", ")),
             Self::Address => f.write_str("an IP address or *"),
@@ -150,6 +164,35 @@ fn bytes_with_unit(number: u64) -> Option<String> {
         .iter()
         .find(|(_, factor)| number != 0 && number.is_multiple_of(*factor))
         .map(|(unit, factor)| format!("{} {unit}", number / factor))
+}
+
+const SPAN_UNITS: [(&str, u64); 4] = [("d", 24 * 60 * 60), ("h", 60 * 60), ("min", 60), ("s", 1)];
+
+/// Seconds of a span of time such as `90 s` or `1 h`.
+pub(crate) fn parse_span(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let at = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(at);
+    let number: u64 = number.parse().ok()?;
+    if unit.is_empty() {
+        // The one span that needs no unit.
+        return (number == 0).then_some(0);
+    }
+    let (_, factor) = SPAN_UNITS.iter().find(|(known, _)| *known == unit.trim())?;
+    number.checked_mul(*factor)
+}
+
+/// A span of seconds in the largest unit that needs no fraction.
+fn span(seconds: u64) -> String {
+    SPAN_UNITS
+        .iter()
+        .find(|(_, factor)| seconds != 0 && seconds.is_multiple_of(*factor))
+        .map_or_else(
+            || format!("{seconds} s"),
+            |(unit, factor)| format!("{} {unit}", seconds / factor),
+        )
 }
 
 fn in_range(value: u64, min: u64, max: u64) -> Result<Value, InvalidValue> {
@@ -194,6 +237,21 @@ mod tests {
         );
         check(Kind::Integer { min: 1, max: 7 }, "8", None);
         check(Kind::Integer { min: 1, max: 7 }, "-1", None);
+        let spans = Kind::Span {
+            min: 0,
+            max: 172_800,
+        };
+        check(spans, "90 s", Some(Value::Integer(90)));
+        check(spans, "5min", Some(Value::Integer(300)));
+        check(spans, "1 h", Some(Value::Integer(3600)));
+        check(spans, "2 d", Some(Value::Integer(172_800)));
+        check(spans, "0", Some(Value::Integer(0)));
+        check(spans, "3 d", None);
+        check(spans, "60", None);
+        check(spans, "1.5 h", None);
+        check(spans, "-1 s", None);
+        check(spans, "h", None);
+        check(spans, "99999999999999999 d", None);
         check(Kind::Bool, "yes", None);
         check(Kind::Bool, "true", Some(Value::Bool(true)));
         check(Kind::Address, "*", Some(Value::Text("*".into())));

@@ -25,6 +25,9 @@ const LEAF_REST: Duration = Duration::from_secs(120 * 24 * 60 * 60);
 /// Devices' clocks are often behind; certificates are valid from a little before they are made.
 const BACKDATED: Duration = DAY;
 
+/// 2025-01-01T00:00:00Z. No hub of this kind ran before; a clock that says so was not set.
+const CLOCK_SET_S: i64 = 1_735_689_600;
+
 /// The CA in the data directory and the names that its certificate carries.
 #[derive(Clone, Debug)]
 pub(crate) struct Authority {
@@ -48,12 +51,24 @@ impl Authority {
             self.folder.join("server-key.pem"),
         );
         // A pair that cannot be read, or that a crash left half replaced, is made anew.
-        if let Ok(presented) = read_pair(&certificate, &key)
-            && self.still_serves(&presented, &ca_der, now)
+        let old = read_pair(&certificate, &key).ok();
+        if let Some(old) = &old
+            && self.still_serves(old, &ca_der, now)
         {
-            return Ok(presented);
+            return Ok(old.clone());
         }
-        self.issue(&ca_der, now, &certificate, &key)?;
+        match (self.issue(&ca_der, now, &certificate, &key), old) {
+            (Ok(()), _) => {}
+            // Operators may keep the CA's key elsewhere. A certificate whose names or rest of life
+            // call for another one is better than no hub.
+            (Err(error @ TrustError::AuthorityKeyMissing { .. }), Some(mut old))
+                if is_valid(&old, &ca_der, now) =>
+            {
+                old.outdated = Some(error.to_string());
+                return Ok(old);
+            }
+            (Err(error), _) => return Err(error),
+        }
         tracing::info!(names = %self.names.join(" "), "made a server certificate");
         read_pair(&certificate, &key)
     }
@@ -62,6 +77,10 @@ impl Authority {
     fn ca(&self, now: SystemTime) -> Result<Vec<u8>, TrustError> {
         let (path, key_path) = (self.ca_path(), self.ca_key_path());
         if !path.exists() {
+            // A CA from a machine whose clock was not set yet would have run out once it is.
+            if seconds(now) < CLOCK_SET_S {
+                return Err(TrustError::ClockNotSet);
+            }
             let key = KeyPair::generate()?;
             let certificate = ca_params(now)?.self_signed(&key)?;
             // The key first: a certificate without its key would never be replaced.
@@ -87,22 +106,12 @@ impl Authority {
     }
 
     fn still_serves(&self, presented: &Presented, ca_der: &[u8], now: SystemTime) -> bool {
-        let Some(leaf_der) = presented.chain.first() else {
+        let Some((leaf, ca)) = pair(presented, ca_der) else {
             return false;
         };
-        let (Ok((_, leaf)), Ok((_, ca))) = (
-            X509Certificate::from_der(leaf_der),
-            X509Certificate::from_der(ca_der),
-        ) else {
-            return false;
-        };
-        let key_matches = KeyPair::try_from(presented.key.secret_der())
-            .is_ok_and(|key| key.public_key_raw() == leaf.public_key().subject_public_key.as_ref());
         // Near the CA's own end a leaf cannot last longer; making one a minute would not help.
         let enough = seconds(now + LEAF_REST).min(ca.validity().not_after.timestamp());
-        key_matches
-            && leaf.verify_signature(Some(ca.public_key())).is_ok()
-            && leaf.validity().not_before.timestamp() <= seconds(now)
+        is_valid(presented, ca_der, now)
             && leaf.validity().not_after.timestamp() >= enough
             && names_of(&leaf) == self.names
     }
@@ -158,6 +167,29 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         Ok(params)
     }
+}
+
+/// Whether clients take a certificate at all: it fits its key, comes from the CA and is valid now.
+fn is_valid(presented: &Presented, ca_der: &[u8], now: SystemTime) -> bool {
+    let Some((leaf, ca)) = pair(presented, ca_der) else {
+        return false;
+    };
+    let key_matches = KeyPair::try_from(presented.key.secret_der())
+        .is_ok_and(|key| key.public_key_raw() == leaf.public_key().subject_public_key.as_ref());
+    key_matches
+        && leaf.verify_signature(Some(ca.public_key())).is_ok()
+        && leaf.validity().not_before.timestamp() <= seconds(now)
+        && leaf.validity().not_after.timestamp() > seconds(now)
+}
+
+/// The leaf and the CA.
+fn pair<'a>(
+    presented: &'a Presented,
+    ca_der: &'a [u8],
+) -> Option<(X509Certificate<'a>, X509Certificate<'a>)> {
+    let (_, leaf) = X509Certificate::from_der(presented.chain.first()?).ok()?;
+    let (_, ca) = X509Certificate::from_der(ca_der).ok()?;
+    Some((leaf, ca))
 }
 
 fn ca_params(now: SystemTime) -> Result<CertificateParams, rcgen::Error> {
@@ -365,18 +397,37 @@ mod tests {
         ));
     }
 
+    /// A container has another name at each start, and then wanted a key that was locked away.
     #[test]
-    fn a_ca_key_that_was_taken_away_is_needed_only_for_a_renewal() {
+    fn a_ca_key_that_was_taken_away_is_missed_only_when_the_certificate_ends() {
         let folder = tempfile::tempdir().unwrap();
         let now = SystemTime::now();
         let hub = authority(folder.path(), NAMES);
-        hub.present(now).unwrap();
+        let first = leaf(&hub.present(now).unwrap());
         std::fs::remove_file(folder.path().join("ca-key.pem")).unwrap();
-        hub.present(now).unwrap();
+        let renamed = authority(folder.path(), &["localhost", "other.example"]);
+        let check = |hub: &Authority, days: u32, is_outdated: bool| {
+            let presented = hub.present(now + days * DAY).unwrap();
+            assert_eq!(leaf(&presented), first);
+            assert_eq!(presented.outdated.is_some(), is_outdated, "{days} days");
+        };
+        check(&hub, 0, false);
+        check(&hub, 300, true);
+        check(&renamed, 0, true);
         assert!(matches!(
-            hub.present(now + 300 * DAY),
+            hub.present(now + 366 * DAY),
             Err(TrustError::AuthorityKeyMissing { .. })
         ));
+    }
+
+    #[test]
+    fn no_authority_is_made_before_the_clock_is_set() {
+        let folder = tempfile::tempdir().unwrap();
+        let hub = authority(folder.path(), NAMES);
+        let refused = hub.present(SystemTime::UNIX_EPOCH + 100 * DAY);
+        assert!(matches!(refused, Err(TrustError::ClockNotSet)));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        hub.present(SystemTime::now()).unwrap();
     }
 
     #[test]

@@ -37,6 +37,18 @@ pub(crate) struct Presented {
     pub(crate) chain: Vec<CertificateDer<'static>>,
     /// The leaf's key.
     pub(crate) key: PrivateKeyDer<'static>,
+    /// Why there is no newer one although there should be.
+    pub(crate) outdated: Option<String>,
+}
+
+impl Clone for Presented {
+    fn clone(&self) -> Self {
+        Self {
+            chain: self.chain.clone(),
+            key: self.key.clone_key(),
+            outdated: self.outdated.clone(),
+        }
+    }
 }
 
 /// Why there is no certificate to show.
@@ -55,6 +67,10 @@ pub(crate) enum TrustError {
         path.display()
     )]
     AuthorityKeyMissing { path: PathBuf },
+    #[error(
+        "the system's clock is not set; a certificate authority made now would have run out once it is"
+    )]
+    ClockNotSet,
     #[error("cannot make a certificate: {0}")]
     Make(#[from] rcgen::Error),
 }
@@ -149,7 +165,11 @@ fn read_pair(certificate: &Path, private_key: &Path) -> Result<Presented, TrustE
     let pem = read(private_key)?;
     let key =
         PrivateKeyDer::from_pem_slice(&pem).map_err(|_| unusable(private_key, "private key"))?;
-    Ok(Presented { chain, key })
+    Ok(Presented {
+        chain,
+        key,
+        outdated: None,
+    })
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, TrustError> {

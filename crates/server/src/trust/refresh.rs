@@ -24,12 +24,14 @@ impl Refresher {
     /// The first certificate, ready to be shown.
     pub(crate) fn new(trust: Trust) -> anyhow::Result<Self> {
         let presented = trust.present(SystemTime::now())?;
-        Ok(Self {
+        let mut refresher = Self {
             shown: presented.chain.clone(),
             identity: TlsIdentity::new(presented.chain, presented.key)?,
             trust,
             failure: None,
-        })
+        };
+        refresher.tell(presented.outdated);
+        Ok(refresher)
     }
 
     /// What the listeners show.
@@ -49,27 +51,33 @@ impl Refresher {
     }
 
     fn look(&mut self) {
-        match self.refresh() {
-            Ok(()) => self.failure = None,
-            Err(error) => {
-                let text = format!("{error:#}");
-                if self.failure.as_ref() != Some(&text) {
-                    tracing::error!(error = %text, "the certificate could not be renewed; the old one is still shown");
-                    self.failure = Some(text);
-                }
-            }
-        }
+        let failure = match self.refresh() {
+            Ok(outdated) => outdated,
+            Err(error) => Some(format!("{error:#}")),
+        };
+        self.tell(failure);
     }
 
-    fn refresh(&mut self) -> anyhow::Result<()> {
+    /// Logs a failure once, however long it lasts.
+    fn tell(&mut self, failure: Option<String>) {
+        if let Some(error) = &failure
+            && self.failure != failure
+        {
+            tracing::error!(%error, "the certificate could not be renewed; the old one is still shown");
+        }
+        self.failure = failure;
+    }
+
+    /// Shows a new certificate, if there is one. Why there is none, though there should be.
+    fn refresh(&mut self) -> anyhow::Result<Option<String>> {
         let presented = self.trust.present(SystemTime::now())?;
         if presented.chain == self.shown {
-            return Ok(());
+            return Ok(presented.outdated);
         }
         self.identity
             .replace(presented.chain.clone(), presented.key)?;
         self.shown = presented.chain;
         tracing::info!("a new certificate is shown from now on");
-        Ok(())
+        Ok(presented.outdated)
     }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
-use std::path::Path;
 
 use bytes::Bytes;
 use fieldpost_store::StoreError;
@@ -10,11 +9,9 @@ use fieldpost_store::documents::{
     Collection, Document, Feed, FeedEntry, ListRequest, Page, Revision,
 };
 
-use super::OpenError;
-use super::engine::{EngineError, Space, View};
-use super::layout::{
-    self, COUNT_PREFIX, FORMAT, FORMAT_KEY, RowError, STATE_KEY, StateRow, revision_key,
-};
+use super::layout::{self, COUNT_PREFIX, STATE_KEY, StateRow, revision_key};
+use crate::keyvalue::engine::{EngineError, Space, View};
+use crate::keyvalue::{damaged_store, visit};
 
 /// One document.
 pub(super) fn get(
@@ -45,17 +42,22 @@ pub(super) fn list(view: &dyn View, request: &ListRequest) -> Result<Page, Store
         documents: Vec::new(),
         more: false,
     };
-    visit(view, Space::Documents, from, |name, row| {
-        if !name.starts_with(&prefix) {
-            return Ok(ControlFlow::Break(()));
-        }
-        if page.documents.len() == limit {
-            page.more = true;
-            return Ok(ControlFlow::Break(()));
-        }
-        page.documents.push(layout::parse_document(name, row)?);
-        Ok(ControlFlow::Continue(()))
-    })?;
+    visit(
+        view,
+        Space::Documents,
+        (from, Bound::Unbounded),
+        |name, row| {
+            if !name.starts_with(&prefix) {
+                return Ok(ControlFlow::Break(()));
+            }
+            if page.documents.len() == limit {
+                page.more = true;
+                return Ok(ControlFlow::Break(()));
+            }
+            page.documents.push(layout::parse_document(name, row)?);
+            Ok(ControlFlow::Continue(()))
+        },
+    )?;
     Ok(page)
 }
 
@@ -75,86 +77,46 @@ pub(super) fn changes(view: &dyn View, after: Revision, limit: usize) -> Result<
 }
 
 /// What the last commit left.
-pub(super) struct Loaded {
-    pub(super) state: StateRow,
-    pub(super) counts: BTreeMap<(Collection, u8), u64>,
+pub(crate) struct Loaded {
+    pub(crate) state: StateRow,
+    pub(crate) counts: BTreeMap<(Collection, u8), u64>,
 }
 
 /// Reads what the writer goes on from. Looks at a handful of rows, however many there are.
-pub(super) fn load(path: &Path, view: &dyn View) -> Result<Loaded, OpenError> {
-    let damaged = |what: String| OpenError::Damaged {
-        path: path.to_owned(),
-        what,
-    };
-    let format = match view.get(Space::Meta, FORMAT_KEY) {
-        Ok(Some(row)) => layout::parse_format(&row).map_err(|error| damaged(error.to_string()))?,
-        Ok(None) => return Err(damaged("the row of the format is missing".to_owned())),
-        Err(error) => return Err(damaged(error.to_string())),
-    };
-    if format > FORMAT {
-        return Err(OpenError::Newer {
-            path: path.to_owned(),
-            found: format,
-            supported: FORMAT,
-        });
-    }
-    let state = state(view).map_err(|error| damaged(error.to_string()))?;
-    let counts = counts(view).map_err(|error| damaged(error.to_string()))?;
-    match ends_at(view, state.revision) {
-        Ok(true) => Ok(Loaded { state, counts }),
-        Ok(false) => Err(damaged(format!(
+pub(crate) fn load(view: &dyn View) -> Result<Loaded, StoreError> {
+    let state = state(view)?;
+    let counts = counts(view)?;
+    if !ends_at(view, state.revision)? {
+        return Err(damaged_store(format!(
             "the change feed does not end at revision {}, the newest one",
             state.revision
-        ))),
-        Err(error) => Err(damaged(error.to_string())),
+        )));
     }
+    Ok(Loaded { state, counts })
 }
 
 /// The documents per collection and class.
-pub(super) fn counts(view: &dyn View) -> Result<BTreeMap<(Collection, u8), u64>, StoreError> {
+fn counts(view: &dyn View) -> Result<BTreeMap<(Collection, u8), u64>, StoreError> {
     let mut counts = BTreeMap::new();
-    visit(
-        view,
-        Space::Meta,
-        Bound::Included(COUNT_PREFIX),
-        |key, row| {
-            let Some(counted) = layout::split_count_key(key) else {
-                return Ok(ControlFlow::Break(()));
-            };
-            counts.insert(counted, layout::parse_count(key, row)?);
-            Ok(ControlFlow::Continue(()))
-        },
-    )?;
+    let range = (Bound::Included(COUNT_PREFIX), Bound::Unbounded);
+    visit(view, Space::Meta, range, |key, row| {
+        let Some(counted) = layout::split_count_key(key) else {
+            return Ok(ControlFlow::Break(()));
+        };
+        counts.insert(counted, layout::parse_count(key, row)?);
+        Ok(ControlFlow::Continue(()))
+    })?;
     Ok(counts)
 }
 
 /// Revision and bookkeeping of the last commit.
-pub(super) fn state(view: &dyn View) -> Result<StateRow, StoreError> {
+fn state(view: &dyn View) -> Result<StateRow, StoreError> {
     match view.get(Space::Meta, STATE_KEY)? {
         Some(row) => Ok(layout::parse_state(&row)?),
-        None => Err(StoreError::Damaged {
-            what: "documents, the row of the state is missing".into(),
-            resume: None,
-        }),
+        None => Err(damaged_store(
+            "the row of the documents' state is missing".to_owned(),
+        )),
     }
-}
-
-/// Shows rows until `read` breaks or fails.
-pub(super) fn visit(
-    view: &dyn View,
-    space: Space,
-    from: Bound<&[u8]>,
-    mut read: impl FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, RowError>,
-) -> Result<(), StoreError> {
-    let mut damage = None;
-    view.range(space, from, &mut |key, row| match read(key, row) {
-        Ok(flow) => flow,
-        Err(error) => {
-            damage = Some(error);
-            ControlFlow::Break(())
-        }
-    })?;
-    damage.map_or(Ok(()), |error| Err(error.into()))
 }
 
 /// Entries of one of the two tables of changes.
@@ -166,7 +128,8 @@ fn entries(
 ) -> Result<Vec<FeedEntry>, StoreError> {
     let mut entries = Vec::new();
     let from = revision_key(after);
-    visit(view, space, Bound::Excluded(&from), |key, row| {
+    let range = (Bound::Excluded(&from[..]), Bound::Unbounded);
+    visit(view, space, range, |key, row| {
         if entries.len() == limit {
             return Ok(ControlFlow::Break(()));
         }
@@ -191,7 +154,8 @@ fn ends_at(view: &dyn View, revision: Revision) -> Result<bool, EngineError> {
     let mut beyond = false;
     for space in [Space::Feed, Space::Deletions] {
         found |= view.get(space, &newest)?.is_some();
-        view.range(space, Bound::Excluded(&newest), &mut |_, _| {
+        let range = (Bound::Excluded(&newest[..]), Bound::Unbounded);
+        view.range(space, range, &mut |_, _| {
             beyond = true;
             ControlFlow::Break(())
         })?;

@@ -1,98 +1,35 @@
-//! Walking over everything that is stored, offline.
+//! Walking over all documents, offline.
 
 use std::collections::BTreeMap;
-use std::ops::{Bound, ControlFlow};
-use std::path::Path;
+use std::ops::ControlFlow;
 
 use fieldpost_store::StoreError;
 use fieldpost_store::documents::{Collection, Revision};
-use xxhash_rust::xxh3::xxh3_64;
 
-use super::OpenError;
-use super::engine::{Engine, Space, View};
-use super::fjall_engine::FjallEngine;
-use super::layout::{self, Name, RowError, StateRow};
-use super::read;
+use super::layout::{self, Name, StateRow};
+use super::read::Loaded;
+use crate::keyvalue::engine::{ALL_KEYS, Space, View};
+use crate::keyvalue::rows::RowError;
+use crate::keyvalue::verify::{Damage, Fingerprint};
 
-/// Lines of damage that are told one by one; the rest is counted.
-const LINES_MAX: usize = 1_000;
-
-/// Checks every row of the documents at `path`: checksums, and that documents, change feed and
-/// counts agree. Gives one line for each damage, none when there is none.
-///
-/// The directory must not be in use. As every opening does, this cuts off a write that a crash
-/// tore.
-///
-/// # Errors
-/// When the documents cannot be looked at.
-pub fn verify(path: &Path) -> Result<Vec<String>, OpenError> {
-    let engine = match FjallEngine::open(path) {
-        Ok(engine) => engine,
-        Err(damage @ OpenError::Damaged { .. }) => return Ok(vec![damage.to_string()]),
-        Err(error) => return Err(error),
-    };
-    let view = engine.snapshot();
-    let loaded = match read::load(path, &*view) {
-        Ok(loaded) => loaded,
-        Err(damage @ OpenError::Damaged { .. }) => return Ok(vec![damage.to_string()]),
-        Err(error) => return Err(error),
-    };
+/// Checks every row of the documents, and that documents, change feed and counts agree.
+pub(crate) fn walk(
+    view: &dyn View,
+    loaded: &Loaded,
+    damage: &mut Damage,
+) -> Result<(), StoreError> {
     let mut walk = Walk {
-        view: &*view,
+        view,
         state: loaded.state,
-        damage: Damage::default(),
+        damage,
     };
-    let outcome = walk.all(&loaded.counts);
-    let mut damage = walk.damage;
-    if let Err(error) = outcome {
-        damage.add(error.to_string());
-    }
-    Ok(damage.into_lines())
-}
-
-#[derive(Default)]
-struct Damage {
-    lines: Vec<String>,
-    untold: u64,
-}
-
-impl Damage {
-    fn add(&mut self, line: String) {
-        if self.lines.len() < LINES_MAX {
-            self.lines.push(line);
-        } else {
-            self.untold += 1;
-        }
-    }
-
-    fn into_lines(mut self) -> Vec<String> {
-        if self.untold > 0 {
-            self.lines.push(format!("and {} more", self.untold));
-        }
-        self.lines
-    }
-}
-
-/// A sum over pairs of name and revision that does not depend on their order: equal for two tables
-/// that hold the same pairs.
-#[derive(Default, PartialEq, Eq)]
-struct Fingerprint {
-    pairs: u64,
-    sum: u64,
-}
-
-impl Fingerprint {
-    fn add(&mut self, name: &[u8], revision: Revision) {
-        let pair = [&revision.to_le_bytes(), name].concat();
-        self.pairs += 1;
-        self.sum = self.sum.wrapping_add(xxh3_64(&pair));
-    }
+    walk.all(&loaded.counts)
 }
 
 struct Walk<'a> {
     view: &'a dyn View,
     state: StateRow,
-    damage: Damage,
+    damage: &'a mut Damage,
 }
 
 impl Walk<'_> {
@@ -102,7 +39,7 @@ impl Walk<'_> {
         self.each(Space::Documents, |walk, name, row| {
             let (revision, class) = layout::parse_document_head(name, row)?;
             walk.check_revision(Space::Documents, name, revision);
-            documents.add(name, revision);
+            documents.add(name, &revision.to_le_bytes());
             if let Some((collection, _)) = layout::split_name(name) {
                 *counted.entry((collection, class)).or_insert(0u64) += 1;
             }
@@ -121,7 +58,7 @@ impl Walk<'_> {
             if revision <= state.deletions_trimmed {
                 return Ok(());
             }
-            deleted.add(name, revision);
+            deleted.add(name, &revision.to_le_bytes());
             match view.get(Space::Documents, name) {
                 Ok(None) => {}
                 Ok(Some(_)) => walk.damage.add(format!(
@@ -169,7 +106,7 @@ impl Walk<'_> {
             let (collection, document) = layout::parse_change(space, key, row)?;
             let name = layout::name(collection, document);
             walk.check_revision(space, &name, revision);
-            fingerprint.add(&name, revision);
+            fingerprint.add(&name, &revision.to_le_bytes());
             Ok(())
         })?;
         Ok(fingerprint)
@@ -272,7 +209,7 @@ impl Walk<'_> {
         mut check: impl FnMut(&mut Self, &[u8], &[u8]) -> Result<(), RowError>,
     ) -> Result<(), StoreError> {
         let view = self.view;
-        view.range(space, Bound::Unbounded, &mut |key, row| {
+        view.range(space, ALL_KEYS, &mut |key, row| {
             if let Err(error) = check(self, key, row) {
                 self.damage.add(error.to_string());
             }

@@ -6,6 +6,7 @@
 
 mod documents;
 mod log;
+mod queues;
 
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use tokio::sync::watch;
 
 pub use documents::MemoryDocuments;
 pub use log::{GROUP_BYTES_MAX, MemoryLog};
+pub use queues::MemoryQueues;
 
 use crate::{Health, HealthLevel, Store, StoreError};
 
@@ -23,7 +25,7 @@ pub fn store(partitioning: Partitioning, clock: Arc<dyn Clock>) -> Store {
     MemoryStore::automatic(partitioning, clock).store()
 }
 
-/// Both facets in memory, with the handles that tests steer them by.
+/// All facets in memory, with the handles that tests steer them by.
 ///
 /// The facets share their health, as those of a durable engine do.
 #[derive(Clone)]
@@ -32,37 +34,21 @@ pub struct MemoryStore {
     pub log: Arc<MemoryLog>,
     /// The documents.
     pub documents: Arc<MemoryDocuments>,
+    /// The device queues.
+    pub queues: Arc<MemoryQueues>,
 }
 
 impl MemoryStore {
     /// Commits each submission before `submit` returns.
     #[must_use]
     pub fn automatic(partitioning: Partitioning, clock: Arc<dyn Clock>) -> Self {
-        let health = Arc::new(watch::Sender::new(Health::OK));
-        Self {
-            log: Arc::new(MemoryLog::sharing(
-                Arc::clone(&health),
-                partitioning,
-                clock,
-                false,
-            )),
-            documents: Arc::new(MemoryDocuments::sharing(health)),
-        }
+        Self::new(partitioning, clock, false)
     }
 
-    /// Commits submissions to the log in [`MemoryLog::step`] only. Documents are not stepped.
+    /// Commits submissions to the log in [`MemoryLog::step`] only. The other facets are not stepped.
     #[must_use]
     pub fn manual(partitioning: Partitioning, clock: Arc<dyn Clock>) -> Self {
-        let health = Arc::new(watch::Sender::new(Health::OK));
-        Self {
-            log: Arc::new(MemoryLog::sharing(
-                Arc::clone(&health),
-                partitioning,
-                clock,
-                true,
-            )),
-            documents: Arc::new(MemoryDocuments::sharing(health)),
-        }
+        Self::new(partitioning, clock, true)
     }
 
     /// The facets as the hub takes them.
@@ -71,6 +57,17 @@ impl MemoryStore {
         Store {
             log: Arc::clone(&self.log) as _,
             documents: Arc::clone(&self.documents) as _,
+            queues: Arc::clone(&self.queues) as _,
+        }
+    }
+
+    fn new(partitioning: Partitioning, clock: Arc<dyn Clock>, manual: bool) -> Self {
+        let health = Arc::new(watch::Sender::new(Health::OK));
+        let log = MemoryLog::sharing(Arc::clone(&health), partitioning, clock, manual);
+        Self {
+            log: Arc::new(log),
+            documents: Arc::new(MemoryDocuments::sharing(Arc::clone(&health))),
+            queues: Arc::new(MemoryQueues::sharing(health)),
         }
     }
 }

@@ -1,8 +1,9 @@
 //! The contract as tests that every engine runs.
 //!
-//! An engine implements [`Harness`] in its own tests and calls [`log_contract!`](crate::log_contract)
-//! and [`documents_contract!`](crate::documents_contract) there; each check becomes a test. The
-//! random histories compare an engine with a model of a few lines.
+//! An engine implements [`Harness`] in its own tests and calls [`log_contract!`](crate::log_contract),
+//! [`documents_contract!`](crate::documents_contract) and [`queues_contract!`](crate::queues_contract)
+//! there; each check becomes a test. The random histories compare an engine with a model of a few
+//! lines.
 
 #![expect(
     clippy::unwrap_used,
@@ -14,6 +15,11 @@ pub mod documents;
 pub mod documents_history;
 pub mod log;
 pub mod log_history;
+pub mod outcomes;
+pub mod queues;
+pub mod queues_closing;
+pub mod queues_expiry;
+pub mod queues_history;
 
 use std::future::Future;
 use std::pin::pin;
@@ -207,6 +213,71 @@ macro_rules! documents_contract {
             $harness,
             $crate::suite::documents_history,
             [random_document_histories_agree_with_the_model]
+        );
+    };
+}
+
+/// Makes a test of each check of the device queues: `queues_contract!(harness)`, in a module of its
+/// own.
+#[macro_export]
+macro_rules! queues_contract {
+    ($harness:expr) => {
+        $crate::contract_tests!(
+            $harness,
+            $crate::suite::queues,
+            [
+                messages_wait_in_the_order_of_their_numbers,
+                messages_of_any_size_are_kept_as_they_are,
+                queues_with_similar_names_are_apart,
+                queues_are_read_in_pages,
+                queues_are_bounded_by_their_depth,
+                marks_let_a_thing_happen_once,
+                settled_messages_are_gone,
+                operations_of_a_batch_stand_alone,
+                delivery_counts_are_kept,
+                dropped_queues_leave_nothing,
+                large_queues_are_dropped_oldest_first,
+                names_and_messages_have_bounds,
+                each_message_is_settled_once,
+            ]
+        );
+        $crate::contract_tests!(
+            $harness,
+            $crate::suite::queues_expiry,
+            [
+                messages_fall_due_in_the_order_of_expiry,
+                due_messages_are_read_in_pages,
+                the_next_expiry_follows_what_is_there,
+            ]
+        );
+        $crate::contract_tests!(
+            $harness,
+            $crate::suite::queues_closing,
+            [
+                an_abandoned_answer_abandons_no_operation,
+                closing_queues_keeps_what_was_submitted,
+                reopened_queues_are_the_same,
+                numbers_are_never_given_twice,
+            ]
+        );
+        $crate::contract_tests!(
+            $harness,
+            $crate::suite::outcomes,
+            [
+                settling_writes_outcomes,
+                lanes_number_their_records_from_one,
+                lanes_are_forgotten_from_the_front,
+                single_records_are_removed,
+                lanes_are_read_in_pages,
+                a_queue_finds_its_own_records,
+                records_have_bounds,
+                reopened_lanes_are_the_same,
+            ]
+        );
+        $crate::contract_tests!(
+            $harness,
+            $crate::suite::queues_history,
+            [random_queue_histories_agree_with_the_model]
         );
     };
 }

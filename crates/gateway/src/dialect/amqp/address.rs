@@ -23,6 +23,17 @@ pub(crate) enum Address<'a> {
         /// The Event Hub-compatible name.
         entity: Cow<'a, str>,
     },
+    /// `messages/devicebound`: where services send messages for devices.
+    DeviceBound,
+    /// `messages/serviceBound/feedback`: what became of such messages.
+    Feedback,
+    /// `messages/serviceBound/filenotifications`: news of uploaded files.
+    FileNotifications,
+    /// `messages/events` and everything below it: the Event Hubs endpoint under an IoT Hub address.
+    Events {
+        /// What follows in the address, as the client wrote it, without a leading slash.
+        below: &'a str,
+    },
     /// Anything else.
     Unknown,
 }
@@ -41,13 +52,35 @@ pub(crate) struct PartitionAddress<'a> {
 impl<'a> Address<'a> {
     /// Reads an address in any of its spellings.
     pub(crate) fn parse(address: &'a str) -> Self {
-        let mut segments = path(address).split('/').map(decoded);
+        let path = path(address);
+        let mut segments = path.split('/').map(decoded);
         let parts = [(); 6].map(|()| segments.next());
         let word = |part: &Cow<'a, str>, word: &str| part.eq_ignore_ascii_case(word);
         match parts {
             [Some(only), None, ..] if word(&only, "$cbs") => Self::Cbs,
             [Some(only), None, ..] if word(&only, "$management") => Self::Management,
             [Some(entity), None, ..] if !entity.is_empty() => Self::Entity { entity },
+            [Some(messages), Some(bound), None, ..]
+                if word(&messages, "messages") && word(&bound, "devicebound") =>
+            {
+                Self::DeviceBound
+            }
+            [Some(messages), Some(bound), Some(node), None, ..]
+                if word(&messages, "messages") && word(&bound, "servicebound") =>
+            {
+                match () {
+                    () if word(&node, "feedback") => Self::Feedback,
+                    () if word(&node, "filenotifications") => Self::FileNotifications,
+                    () => Self::Unknown,
+                }
+            }
+            [Some(messages), Some(events), ..]
+                if word(&messages, "messages") && word(&events, "events") =>
+            {
+                Self::Events {
+                    below: path.splitn(3, '/').nth(2).unwrap_or_default(),
+                }
+            }
             [Some(entity), Some(partitions), Some(_), None, ..]
                 if word(&partitions, "Partitions") =>
             {
@@ -74,14 +107,23 @@ impl<'a> Address<'a> {
 
 /// The path of an address: without scheme, authority and slashes at either end.
 pub(crate) fn path(address: &str) -> &str {
-    let rest = match address.split_once("://") {
-        // A scheme is a short word; a path may well hold "://" further in.
-        Some((scheme, rest)) if scheme.bytes().all(|b| b.is_ascii_alphanumeric()) => {
-            rest.split_once('/').map_or("", |(_authority, path)| path)
-        }
-        _ => address,
+    let path = match split_uri(address) {
+        Some((_authority, path)) => path,
+        None => address,
     };
-    rest.trim_matches('/')
+    path.trim_matches('/')
+}
+
+/// Host and port of an address that is a URI.
+pub(crate) fn authority(address: &str) -> Option<&str> {
+    split_uri(address).map(|(authority, _path)| authority)
+}
+
+fn split_uri(address: &str) -> Option<(&str, &str)> {
+    let (scheme, rest) = address.split_once("://")?;
+    // A scheme is a short word; a path may well hold "://" further in.
+    let is_scheme = scheme.bytes().all(|b| b.is_ascii_alphanumeric());
+    is_scheme.then(|| rest.split_once('/').unwrap_or((rest, "")))
 }
 
 /// A segment without percent escapes; as it stands when they do not make UTF-8.
@@ -134,13 +176,50 @@ mod tests {
         check("/hub/Partitions/3", entity("hub"));
         check("", Address::Unknown);
         check("amqps://localhost", Address::Unknown);
-        check("/messages/devicebound", Address::Unknown);
+        // azure-iot-hub (Python), azure-iothub (Node), Java's, and those of .NET and C.
+        check(
+            "amqps://hub1.example.test/messages/devicebound",
+            Address::DeviceBound,
+        );
+        check("/messages/devicebound", Address::DeviceBound);
+        check("/messages/deviceBound", Address::DeviceBound);
+        check("messages/devicebound/", Address::DeviceBound);
+        check("/messages/devicebound/dev1", Address::Unknown);
+        check("/messages/serviceBound/feedback", Address::Feedback);
+        check("/messages/servicebound/feedback", Address::Feedback);
+        check(
+            "amqps://hub1.example.test:5671/messages/servicebound/feedback",
+            Address::Feedback,
+        );
+        check(
+            "/messages/serviceBound/filenotifications",
+            Address::FileNotifications,
+        );
+        check("/messages/serviceBound/other", Address::Unknown);
+        let events = |below| Address::Events { below };
+        check("messages/events", events(""));
+        check("/messages/events/", events(""));
+        check(
+            "amqps://hub1.example.test/messages/events/$management",
+            events("$management"),
+        );
         check(
             "/messages/events/ConsumerGroups/g/Partitions/0",
-            Address::Unknown,
+            events("ConsumerGroups/g/Partitions/0"),
         );
         check("hub/ConsumerGroups/g/Partitions/0/more", Address::Unknown);
         check("hub/ConsumerGroups/g/Partition/0", Address::Unknown);
+    }
+
+    #[test]
+    fn a_uri_has_an_authority_and_a_path_has_none() {
+        let check = |address: &str, expected: Option<&str>| {
+            assert_eq!(authority(address), expected, "{address}");
+        };
+        check("amqps://h.example:5671/a/b", Some("h.example:5671"));
+        check("amqps://h.example", Some("h.example"));
+        check("/a/b", None);
+        check("a/b://c", None);
     }
 
     proptest! {

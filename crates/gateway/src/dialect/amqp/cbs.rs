@@ -24,7 +24,7 @@ pub(crate) fn token<'a>(message: &Message<'a>) -> Result<Cow<'a, str>, Status> {
     let text = match message.body {
         Body::Value(ValueRef::String(text) | ValueRef::Symbol(text)) => Cow::Borrowed(text),
         Body::Value(ValueRef::Binary(bytes)) => String::from_utf8_lossy(bytes),
-        Body::Data => match data(message) {
+        Body::Data => match message.joined_data() {
             Cow::Borrowed(bytes) => String::from_utf8_lossy(bytes),
             Cow::Owned(bytes) => String::from_utf8_lossy(&bytes).into_owned().into(),
         },
@@ -78,19 +78,6 @@ pub(crate) fn put_reply(out: &mut BytesMut, correlation_id: Option<ValueRef<'_>>
         e.string(&status.description);
     });
     put_value(out, |value| value.null());
-}
-
-fn data<'a>(message: &Message<'a>) -> Cow<'a, [u8]> {
-    let mut sections = message.data();
-    let first = sections.next().unwrap_or_default();
-    match sections.next() {
-        None => Cow::Borrowed(first),
-        Some(second) => {
-            let mut all = [first, second].concat();
-            sections.for_each(|more| all.extend_from_slice(more));
-            all.into()
-        }
-    }
 }
 
 #[cfg(test)]

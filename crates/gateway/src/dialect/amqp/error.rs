@@ -11,9 +11,11 @@ use super::address::PartitionAddress;
 use super::receiver::InvalidReceiver;
 
 /// Conditions of Microsoft's services beyond those of AMQP.
-mod microsoft {
-    pub(super) const ARGUMENT_ERROR: &str = "com.microsoft:argument-error";
-    pub(super) const SERVER_BUSY: &str = "com.microsoft:server-busy";
+pub(super) mod microsoft {
+    pub(in super::super) const ARGUMENT_ERROR: &str = "com.microsoft:argument-error";
+    pub(in super::super) const ARGUMENT_OUT_OF_RANGE: &str = "com.microsoft:argument-out-of-range";
+    pub(in super::super) const MESSAGE_LOCK_LOST: &str = "com.microsoft:message-lock-lost";
+    pub(in super::super) const SERVER_BUSY: &str = "com.microsoft:server-busy";
 }
 
 /// How a request over `$cbs` or `$management` ended.
@@ -130,6 +132,22 @@ pub(crate) fn address_missing() -> Error {
     Error::new(
         condition::INVALID_FIELD,
         "The link's remote end has no address",
+    )
+}
+
+/// Something that the hub does not do.
+pub(crate) fn not_implemented(what: &str) -> Error {
+    Error::new(
+        condition::NOT_IMPLEMENTED,
+        format!("ErrorCode:InvalidOperation;{what}"),
+    )
+}
+
+/// More links to the service endpoint than one connection may have.
+pub(crate) fn too_many_links(max: usize) -> Error {
+    Error::new(
+        condition::RESOURCE_LIMIT_EXCEEDED,
+        format!("A connection may have {max} links to the service endpoint"),
     )
 }
 

@@ -5,13 +5,15 @@
 //! an id may hold `%`, `#`, `+` and `?`.
 
 mod bag;
+mod command;
 mod filter;
 mod topic;
 mod user_name;
 
 pub(crate) use bag::{Marks, decode};
+pub(crate) use command::{EmptyValues, put_topic};
 pub(crate) use filter::{Feature, features};
-pub(crate) use topic::Topic;
+pub(crate) use topic::{DeliveryName, Topic};
 pub(crate) use user_name::UserName;
 
 use std::borrow::Cow;

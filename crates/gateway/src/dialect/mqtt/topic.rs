@@ -1,9 +1,15 @@
 //! Topics that devices publish to.
 
+use std::borrow::Cow;
+
+use fieldpost_hub::c2d::Settlement;
 use fieldpost_model::Identity;
+use fieldpost_mqtt::PacketId;
+
+use super::percent_decoded;
 
 /// What a publish to a topic means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Topic<'a> {
     /// A device-to-cloud message; the property bag.
     Events {
@@ -14,6 +20,24 @@ pub(crate) enum Topic<'a> {
     Twin(TwinRequest<'a>),
     /// The answer to a direct method.
     MethodResponse,
+    /// What becomes of a cloud-to-device message that this connection has sent to the device.
+    Settle {
+        /// Rejected or abandoned: a PUBACK is all that MQTT itself has, and it completes.
+        settlement: Settlement,
+        /// Which of the messages.
+        delivery: DeliveryName<'a>,
+    },
+}
+
+/// How a device names a message that was sent to it and that it has not acknowledged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum DeliveryName<'a> {
+    /// By its message id.
+    MessageId(Cow<'a, str>),
+    /// By the id of the packet that brought it.
+    PacketId(PacketId),
+    /// By nothing that could be a name.
+    Nothing,
 }
 
 /// A request about the twin, to be answered under its request id.
@@ -28,6 +52,9 @@ impl<'a> Topic<'a> {
     pub(crate) fn parse(identity: &Identity, topic: &'a str) -> Option<Self> {
         if let Some(rest) = topic.strip_prefix("$iothub/") {
             return hub_topic(rest);
+        }
+        if let Some(rest) = topic.strip_prefix("$fieldpost/c2d/") {
+            return settle_topic(rest);
         }
         let rest = own_topics(identity, topic)?.strip_prefix("/messages/events")?;
         let bag = match rest.as_bytes().first() {
@@ -64,6 +91,31 @@ fn hub_topic(rest: &str) -> Option<Topic<'_>> {
     }
     rest.strip_prefix("methods/res/")
         .map(|_| Topic::MethodResponse)
+}
+
+/// `{reject|abandon}/?$mid={message id}` or `/?$pid={packet id}`. Our own, and therefore without an
+/// id as well.
+fn settle_topic(rest: &str) -> Option<Topic<'_>> {
+    let (word, parameters) = rest.split_once('/')?;
+    let settlement = match word {
+        "reject" => Settlement::Reject,
+        "abandon" => Settlement::Abandon,
+        _ => return None,
+    };
+    let parameters = parameters.strip_prefix('?').unwrap_or(parameters);
+    let delivery = parameters.split('&').find_map(|parameter| {
+        let (name, value) = parameter.split_once('=')?;
+        let value = percent_decoded(value);
+        match &*percent_decoded(name) {
+            "$mid" => Some(DeliveryName::MessageId(value)),
+            "$pid" => Some(DeliveryName::PacketId(value.parse().ok()?)),
+            _ => None,
+        }
+    });
+    Some(Topic::Settle {
+        settlement,
+        delivery: delivery.unwrap_or(DeliveryName::Nothing),
+    })
 }
 
 fn request_id(parameters: &str) -> &str {
@@ -142,5 +194,54 @@ mod tests {
         );
         check("d", None, "$iothub/methods/POST/x/?$rid=1", None);
         check("d", None, "$iothub/twin/res/200/?$rid=1", None);
+    }
+
+    #[test]
+    fn deliveries_are_named_by_message_or_packet() {
+        let check = |topic: &str, expected: Option<(Settlement, DeliveryName<'_>)>| {
+            let expected = expected.map(|(settlement, delivery)| Topic::Settle {
+                settlement,
+                delivery,
+            });
+            assert_eq!(
+                Topic::parse(&identity("d", None), topic),
+                expected,
+                "{topic}"
+            );
+        };
+        let message = |id: &'static str| DeliveryName::MessageId(id.into());
+        let packet = |id| DeliveryName::PacketId(PacketId::new(id).unwrap());
+        let reject = |delivery| Some((Settlement::Reject, delivery));
+        let abandon = |delivery| Some((Settlement::Abandon, delivery));
+        check("$fieldpost/c2d/reject/?$mid=m7", reject(message("m7")));
+        check("$fieldpost/c2d/abandon/?$mid=m7", abandon(message("m7")));
+        check(
+            "$fieldpost/c2d/reject/?%24mid=a%20b%2Fc+d%26",
+            reject(message("a b/c+d&")),
+        );
+        check("$fieldpost/c2d/abandon/?$pid=65535", abandon(packet(65535)));
+        check("$fieldpost/c2d/abandon/?x=1&$pid=7", abandon(packet(7)));
+        check("$fieldpost/c2d/abandon/$pid=7", abandon(packet(7)));
+        // Names of nothing.
+        for name in [
+            "",
+            "?",
+            "?$mid",
+            "?$pid=0",
+            "?$pid=65536",
+            "?$pid=x",
+            "?mid=1",
+        ] {
+            let topic = format!("$fieldpost/c2d/reject/{name}");
+            check(&topic, reject(DeliveryName::Nothing));
+        }
+        // An empty id is an id like any other.
+        check("$fieldpost/c2d/reject/?$mid=", reject(message("")));
+        // No topics of ours.
+        check("$fieldpost/c2d/complete/?$mid=m7", None);
+        check("$fieldpost/c2d/reject", None);
+        check("$fieldpost/c2d/", None);
+        check("$fieldpost/reject/?$mid=m7", None);
+        check("$FIELDPOST/c2d/reject/?$mid=m7", None);
     }
 }

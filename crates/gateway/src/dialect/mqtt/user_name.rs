@@ -1,11 +1,17 @@
 //! The user name of a CONNECT: `{host}/{device}[/{module}][/?query]`.
 
+use std::borrow::Cow;
+
 use fieldpost_model::{DeviceId, Identity, InvalidId, ModuleId};
 
-use super::percent_decoded;
+use super::{EmptyValues, percent_decoded};
 
 /// Longest digital twin model id that is kept (DTDL: a DTMI has at most 128 characters).
 const MODEL_ID_CHARS_MAX: usize = 128;
+
+/// How the device SDK for Java calls itself, in this package name or an older one (Azure IoT Hub
+/// documentation, names of SDK versions in its logs).
+const JAVA_CLIENT_PREFIX: &str = "com.microsoft.azure.";
 
 /// What the user name of a CONNECT says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +22,8 @@ pub(crate) struct UserName<'a> {
     pub(crate) identity: Identity,
     /// The digital twin model that the device follows.
     pub(crate) model_id: Option<String>,
+    /// How the client's SDK takes property values that are empty.
+    pub(crate) empty_values: EmptyValues,
 }
 
 /// Why a text is not a user name of a device.
@@ -62,6 +70,7 @@ impl<'a> UserName<'a> {
                 module: module.map(ModuleId::new).transpose()?,
             },
             model_id: model_id(query),
+            empty_values: empty_values(query),
         })
     }
 
@@ -85,12 +94,24 @@ fn begins_query(segment: &str) -> bool {
 }
 
 fn model_id(query: &str) -> Option<String> {
+    parameter(query, "model-id")
+        .map(Cow::into_owned)
+        .filter(|id| !id.is_empty() && id.chars().count() <= MODEL_ID_CHARS_MAX)
+}
+
+fn empty_values(query: &str) -> EmptyValues {
+    match parameter(query, "DeviceClientType") {
+        Some(client) if client.starts_with(JAVA_CLIENT_PREFIX) => EmptyValues::LeftOut,
+        _ => EmptyValues::Kept,
+    }
+}
+
+fn parameter<'a>(query: &'a str, name: &str) -> Option<Cow<'a, str>> {
     query
         .split('&')
         .filter_map(|pair| pair.split_once('='))
-        .find(|(key, _)| *key == "model-id")
-        .map(|(_, value)| percent_decoded(value).into_owned())
-        .filter(|id| !id.is_empty() && id.chars().count() <= MODEL_ID_CHARS_MAX)
+        .find(|(key, _)| *key == name)
+        .map(|(_, value)| percent_decoded(value))
 }
 
 #[cfg(test)]
@@ -168,6 +189,30 @@ mod tests {
             None,
             None,
         );
+    }
+
+    #[test]
+    fn the_java_sdk_is_known_by_its_name() {
+        let check = |query: &str, expected: EmptyValues| {
+            let text = format!("h/d/?{query}");
+            let name = UserName::parse(&text).unwrap();
+            assert_eq!(name.empty_values, expected, "{query}");
+        };
+        let (kept, left_out) = (EmptyValues::Kept, EmptyValues::LeftOut);
+        check(
+            "api-version=2020-09-30&DeviceClientType=com.microsoft.azure.sdk.iot.iot-device-client%2F2.5.0%20(JRE)",
+            left_out,
+        );
+        check(
+            "api-version=2016-11-14&DeviceClientType=com.microsoft.azure.iothub-java-client%2F1.0",
+            left_out,
+        );
+        check("DeviceClientType=azure-iot-device%2F1.18.4", kept);
+        check("DeviceClientType=azure-iot-device-iothub-py%2F2.14.0", kept);
+        check("DeviceClientType=.NET%2F1.42.0", kept);
+        check("DeviceClientType=iothubclient%2F1.14.0", kept);
+        check("model-id=com.microsoft.azure.x", kept);
+        check("api-version=2021-04-12", kept);
     }
 
     #[test]

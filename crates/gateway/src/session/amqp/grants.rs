@@ -1,9 +1,18 @@
-//! The rights that a connection has been given.
+//! The rights that a connection has been given, and what ends with them.
+
+use std::time::Duration;
 
 use fieldpost_hub::auth::Grant;
 use fieldpost_hub::policies::Rights;
 use fieldpost_model::Timestamp;
 use fieldpost_model::limits::TOKEN_CLOCK_SKEW;
+
+use super::{Node, Session};
+use crate::dialect::amqp::error;
+
+/// How often, at the latest, the wall clock is compared with the expiry of grants: it may be set,
+/// which no timer notices.
+const EXPIRY_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Tokens that one connection may hold. A client that reads every partition under a token of its
 /// own stays far below.
@@ -19,6 +28,17 @@ pub(super) struct Grants {
     login: Option<Grant>,
     /// From `$cbs`, by the name under which each was put.
     put: Vec<(Box<str>, Grant)>,
+}
+
+/// What lets a link be there.
+#[derive(Clone, Debug)]
+pub(super) struct Permit {
+    /// What rights are checked against.
+    pub(super) path: String,
+    /// The policy that grants it.
+    pub(super) policy: &'static str,
+    /// Until when, by the grants known at the last check.
+    pub(super) until: Timestamp,
 }
 
 /// Why a token was not kept.
@@ -60,18 +80,25 @@ impl Grants {
         Ok(())
     }
 
-    /// Until when the peer may use `path` of `host`, as far as is known now.
-    pub(super) fn allowed_until(
-        &self,
-        rights: Rights,
-        host: &str,
-        path: &str,
-        now: Timestamp,
-    ) -> Option<Timestamp> {
+    /// The permit for a service to use `path` of `host`, for as long as is known now.
+    pub(super) fn permit(&self, host: &str, path: String, now: Timestamp) -> Option<Permit> {
+        let grant = self.best(host, &path, now)?;
+        Some(Permit {
+            policy: grant.policy,
+            until: end(grant),
+            path,
+        })
+    }
+
+    /// Whether a service may use `path` of `host`.
+    pub(super) fn allow(&self, host: &str, path: &str, now: Timestamp) -> bool {
+        self.best(host, path, now).is_some()
+    }
+
+    fn best(&self, host: &str, path: &str, now: Timestamp) -> Option<&Grant> {
         self.all()
-            .filter(|grant| end(grant) > now && grant.allows(rights, host, path))
-            .map(end)
-            .max()
+            .filter(|grant| end(grant) > now && grant.allows(Rights::SERVICE_CONNECT, host, path))
+            .max_by_key(|grant| end(grant))
     }
 
     /// When the last of all grants expires; `None` without any.
@@ -90,4 +117,90 @@ impl Grants {
 /// differ, and what it granted must not end before it would be refused.
 fn end(grant: &Grant) -> Timestamp {
     grant.expires.saturating_add(TOKEN_CLOCK_SKEW)
+}
+
+impl Node {
+    /// What lets the link be there; nobody needs a permit to put a token.
+    fn permit(&mut self) -> Option<&mut Permit> {
+        match self {
+            Self::Reader(reader) => Some(&mut reader.permit),
+            Self::Commands(commands) => Some(&mut commands.permit),
+            Self::Feedback(feedback) => Some(&mut feedback.permit),
+            Self::Requests(_) | Self::Answers(_) => None,
+        }
+    }
+}
+
+impl Session {
+    /// Somebody has proved who he is.
+    pub(super) fn granted(&mut self, now: Duration) {
+        self.context.authenticated();
+        self.engine.set_authenticated(true);
+        self.authentication_due = None;
+        let expiries = [self.grants.login_expires(), self.grants.last_expiry()];
+        if let Some(expiry) = expiries.into_iter().flatten().min() {
+            self.watch_expiry(expiry, now);
+        }
+    }
+
+    /// Looks at the grants again when `expiry` has come.
+    pub(super) fn watch_expiry(&mut self, expiry: Timestamp, now: Duration) {
+        let due = now.saturating_add(until(expiry, self.context.timer().now()));
+        self.grants_due = Some(self.grants_due.map_or(due, |earlier| earlier.min(due)));
+    }
+
+    /// Throws out links whose rights have expired, and a connection whose login has.
+    pub(super) fn check_grants(&mut self, now: Duration) {
+        self.grants_due = None;
+        let wall = self.context.timer().now();
+        if self
+            .grants
+            .login_expires()
+            .is_some_and(|expires| expires <= wall)
+        {
+            self.close(error::connection_expired(), "login expiry", now);
+            return;
+        }
+        let Some(last_expiry) = self.grants.last_expiry() else {
+            return;
+        };
+        let mut next = last_expiry;
+        if let Some(expires) = self.grants.login_expires() {
+            next = next.min(expires);
+        }
+        let mut expired = Vec::new();
+        for (link, node) in &mut self.nodes {
+            let Some(permit) = node.permit() else {
+                continue;
+            };
+            if permit.until <= wall {
+                match self
+                    .grants
+                    .best(self.context.hub.name(), &permit.path, wall)
+                {
+                    Some(grant) => permit.until = end(grant),
+                    None => {
+                        expired.push(*link);
+                        continue;
+                    }
+                }
+            }
+            next = next.min(permit.until);
+        }
+        for link in expired {
+            self.detach(link, error::grant_expired());
+        }
+        if last_expiry <= wall {
+            // Nothing that was proved holds any longer.
+            let due = now.saturating_add(self.context.limits.amqp_authentication);
+            self.authentication_due = Some(due);
+            return;
+        }
+        self.grants_due = Some(now.saturating_add(until(next, wall)));
+    }
+}
+
+/// How long to sleep until `moment` of the wall clock, at most [`EXPIRY_CHECK_INTERVAL`].
+fn until(moment: Timestamp, wall: Timestamp) -> Duration {
+    moment.since(wall).min(EXPIRY_CHECK_INTERVAL)
 }

@@ -6,20 +6,28 @@ use std::time::Duration;
 use fieldpost_amqp::performative::{Attach, DeliveryState, Role, SndSettleMode};
 use fieldpost_amqp::{Error, LinkId, LinkReply, Message};
 use fieldpost_hub::events::{OpenReceiver, ReceiverRefused};
-use fieldpost_hub::policies::Rights;
+use fieldpost_model::Timestamp;
 use futures_util::FutureExt;
 
+use super::commands::Commands;
+use super::feedback::Feedback;
+use super::grants::Permit;
 use super::reader::{FetchFailed, Fetched, Opening, Reader};
 use super::requests::{self, ANSWERS_IN_ALL_MAX, Answers, REQUEST_CREDIT, Service};
 use super::{Node, STARTS_MAX, Session, queue_turn};
-use crate::dialect::amqp::address::{Address, PartitionAddress};
-use crate::dialect::amqp::error;
+use crate::context::Transport;
+use crate::dialect::amqp::address::{self, Address, PartitionAddress};
 use crate::dialect::amqp::receiver::ReceiverRequest;
+use crate::dialect::amqp::{error, redirect};
 use crate::quiet::RepeatLimit;
 
 /// How long a refusal is kept back that a client answers by trying again at once. The Python Event
 /// Hubs client does so for ever, and tells its user nothing.
 const REFUSAL_DELAY: Duration = Duration::from_secs(1);
+
+/// Links to the service endpoint that one connection may have. A client needs one for each kind;
+/// every one of them is asked for news whenever the connection's task runs.
+const SERVICE_LINKS_MAX: usize = 64;
 
 static REFUSED_LINKS: RepeatLimit = RepeatLimit::new();
 
@@ -47,6 +55,10 @@ impl NotOpened {
             at_once: false,
         }
     }
+
+    fn unauthorized() -> Self {
+        Self::new("unauthorized", error::unauthorized())
+    }
 }
 
 impl Session {
@@ -71,8 +83,24 @@ impl Session {
             }
             _ if address.is_none() => Err(NotOpened::new("address", error::address_missing())),
             // Who has proved nothing is told nothing of what there is.
-            _ if self.grants.last_expiry().is_none() => {
-                Err(NotOpened::new("unauthorized", error::unauthorized()))
+            _ if self.grants.last_expiry().is_none() => Err(NotOpened::unauthorized()),
+            (Role::Sender, Address::DeviceBound) if self.is_hub() => {
+                self.open_commands(link, attach)
+            }
+            (Role::Receiver, Address::Feedback) if self.is_hub() => {
+                self.open_feedback(link, attach)
+            }
+            (Role::Receiver, Address::FileNotifications) if self.is_hub() => self
+                .service_permit("messages/serviceBound/filenotifications")
+                .and_then(|_| {
+                    let what = "this hub does not take file uploads and has no news of them";
+                    Err(NotOpened::new(
+                        "not-implemented",
+                        error::not_implemented(what),
+                    ))
+                }),
+            (_, Address::Events { below }) if self.is_hub() => {
+                self.redirect(address.unwrap_or_default(), below)
             }
             (Role::Sender, Address::Entity { entity })
                 if self.context.hub.events().is_entity(&entity) =>
@@ -119,6 +147,95 @@ impl Session {
         Ok(())
     }
 
+    /// Whether the hub's own addresses are served here, and not those of Event Hubs alone.
+    fn is_hub(&self) -> bool {
+        self.context.over != Transport::LoopbackEventHubs
+    }
+
+    /// The permit to use an address of the service endpoint.
+    fn service_permit(&self, path: &str) -> Result<Permit, NotOpened> {
+        let wall = self.context.timer().now();
+        self.grants
+            .permit(self.context.hub.name(), path.to_owned(), wall)
+            .ok_or_else(NotOpened::unauthorized)
+    }
+
+    /// Opens a link on which a service sends messages for devices.
+    fn open_commands(&mut self, link: LinkId, attach: &Attach) -> Result<(), NotOpened> {
+        let permit = self.service_permit("messages/devicebound")?;
+        self.check_service_links()?;
+        tracing::debug!(name = %shortened(&attach.name), policy = permit.policy, "a service sends");
+        let until = permit.until;
+        let commands = Commands::open(self.context.hub.c2d(), permit, self.context.conn_id);
+        // The limit of the link is above that of a message, so that a message that is too large is
+        // refused by itself and the link stays.
+        if self.engine.accept_link(link, LinkReply::default()).is_ok() {
+            // Its credit is granted when it is first asked, in a moment.
+            self.add_service_link(link, Node::Commands(Box::new(commands)), until);
+        }
+        Ok(())
+    }
+
+    /// Opens a link on which a service learns what became of its messages.
+    fn open_feedback(&mut self, link: LinkId, attach: &Attach) -> Result<(), NotOpened> {
+        let permit = self.service_permit("messages/serviceBound/feedback")?;
+        self.check_service_links()?;
+        let until = permit.until;
+        let hub = &self.context.hub;
+        let feedback = Feedback::open(
+            hub.c2d().feedback().receiver(),
+            permit,
+            hub.name().into(),
+            self.context.conn_id,
+            attach.snd_settle_mode,
+        );
+        if self.engine.accept_link(link, LinkReply::default()).is_ok() {
+            self.add_service_link(link, Node::Feedback(Box::new(feedback)), until);
+        }
+        Ok(())
+    }
+
+    fn check_service_links(&self) -> Result<(), NotOpened> {
+        if self.service_links.len() < SERVICE_LINKS_MAX {
+            return Ok(());
+        }
+        let error = error::too_many_links(SERVICE_LINKS_MAX);
+        Err(NotOpened::new("links", error))
+    }
+
+    fn add_service_link(&mut self, link: LinkId, node: Node, until: Timestamp) {
+        self.nodes.insert(link, node);
+        self.service_links.push(link);
+        self.watch_expiry(until, self.context.monotonic());
+    }
+
+    /// Sends a client that looks for events here to where they are.
+    fn redirect(&self, address: &str, below: &str) -> Result<(), NotOpened> {
+        let permit = self.service_permit("messages/events")?;
+        let hub = &self.context.hub;
+        // The name by which the client reached us is one by which it reaches us again.
+        let host = self
+            .hostname
+            .as_deref()
+            .filter(|host| !host.is_empty())
+            .or_else(|| address::authority(address))
+            .map_or(hub.name(), redirect::without_port);
+        tracing::debug!(
+            host,
+            policy = permit.policy,
+            "sent on to the Event Hubs endpoint"
+        );
+        let entity = hub.events().describe().name;
+        Err(match redirect::to_events(host, &entity, below) {
+            Some(error) => NotOpened {
+                error,
+                reason: "redirect",
+                at_once: true,
+            },
+            None => NotOpened::new("not-found", error::address_not_found(address)),
+        })
+    }
+
     fn open_reader(
         &mut self,
         link: LinkId,
@@ -131,11 +248,10 @@ impl Session {
             "{}/ConsumerGroups/{}/Partitions/{}",
             address.entity, address.group, address.partition
         );
-        let rights = Rights::SERVICE_CONNECT;
-        let allowed_until = self
+        let permit = self
             .grants
-            .allowed_until(rights, hub.name(), &path, wall)
-            .ok_or_else(|| NotOpened::new("unauthorized", error::unauthorized()))?;
+            .permit(hub.name(), path.clone(), wall)
+            .ok_or_else(NotOpened::unauthorized)?;
         let not_found = || NotOpened::new("not-found", error::address_not_found(&path));
         if !hub.events().is_entity(&address.entity) {
             return Err(not_found());
@@ -178,12 +294,12 @@ impl Session {
                     ),
                 }
             })?;
+        let allowed_until = permit.until;
         let mut reader = Reader::open(Opening {
             receiver,
-            path,
+            permit,
             name: request.receiver_name,
             runtime_metric: request.runtime_metric,
-            allowed_until,
             start: known,
         });
         let reply = LinkReply {
@@ -213,15 +329,20 @@ impl Session {
             Some(Node::Answers(answers)) => {
                 answers.flush(link, &mut self.engine);
             }
-            Some(Node::Requests(_)) | None => {}
+            // The links to the service endpoint are asked in the next round.
+            Some(Node::Requests(_) | Node::Commands(_) | Node::Feedback(_)) | None => {}
         }
     }
 
     pub(super) fn on_message(&mut self, message: &Message, now: Duration) {
-        let Some(Node::Requests(service)) = self.nodes.get(&message.link) else {
-            return;
+        let service = match self.nodes.get_mut(&message.link) {
+            Some(Node::Requests(service)) => *service,
+            Some(Node::Commands(commands)) => {
+                commands.on_message(message, &mut self.engine);
+                return;
+            }
+            _ => return,
         };
-        let service = *service;
         let request = fieldpost_amqp::message::Message::parse(&message.payload);
         if !message.settled {
             let outcome = match &request {
@@ -284,9 +405,8 @@ impl Session {
         } = not_opened;
         metrics::counter!("fieldpost_links_refused_total", "reason" => reason).increment(1);
         if let Some(left_out) = REFUSED_LINKS.pass(now) {
-            let address: String = address.chars().take(256).collect();
             tracing::info!(
-                address,
+                address = shortened(address),
                 %error,
                 left_out,
                 "refused a link"
@@ -315,6 +435,12 @@ impl Session {
             keep
         });
     }
+}
+
+/// A text of the peer's for a log.
+fn shortened(text: &str) -> &str {
+    let end = text.floor_char_boundary(256);
+    text.get(..end).unwrap_or_default()
 }
 
 fn refusal_word(refused: &ReceiverRefused) -> &'static str {

@@ -1,11 +1,14 @@
-//! AMQP connections of back ends: tokens, questions about the endpoint, and readers of partitions.
+//! AMQP connections of back ends: tokens, questions about the endpoint, readers of partitions,
+//! messages for devices and what became of them.
 //!
 //! One task per connection drives the protocol engine and calls the hub. It sleeps on the socket,
-//! on one bell that the log rings for all partitions read here, on fetches from the log, and on the
-//! clock. Nothing is pushed to it, and what a peer does not read is bounded: no more than
+//! on one bell that the log rings for all partitions read here, on fetches from the log, on the hub's
+//! answers and deliveries of the service endpoint, and on the clock. Nothing is pushed to it, and what a peer does not read is bounded: no more than
 //! [`OUTPUT_BYTES_MAX`] and one turn of one reader wait to be written, and no input is taken while
 //! twice as much does.
 
+mod commands;
+mod feedback;
 mod grants;
 mod links;
 mod reader;
@@ -24,14 +27,14 @@ use bytes::{Buf, BytesMut};
 use fieldpost_amqp::sasl::{Plain, SaslCode, SaslInit, mechanism};
 use fieldpost_amqp::{Config, Connection, Error, Event, Fatal, LinkId};
 use fieldpost_hub::auth::{AuthError, PlainLogin};
-use fieldpost_hub::policies::Rights;
-use fieldpost_model::Timestamp;
 use fieldpost_store::log::TailWatch;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
+use self::commands::Commands;
+use self::feedback::{Feedback, Polled};
 use self::grants::Grants;
 use self::links::Refusal;
 use self::reader::{Fetched, Reader, Turn};
@@ -62,9 +65,8 @@ const ROUNDS_MAX: usize = 32;
 /// Hubs client looks at each of its connections only about once a second.
 const STOP_LINGER: Duration = Duration::from_millis(500);
 
-/// How often, at the latest, the wall clock is compared with the expiry of grants: it may be set,
-/// which no timer notices.
-const EXPIRY_CHECK_INTERVAL: Duration = Duration::from_secs(60);
+/// How often a hub that takes no messages for want of disk is asked whether it does again.
+const HELD_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the SASL layer offers: the last three, or all to a client that showed a certificate.
 const MECHANISMS: &[&str] = &[
@@ -148,6 +150,17 @@ enum Intake {
     Blocked,
 }
 
+/// What the links to the service endpoint did in one round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Served {
+    /// Nothing; wakers are left behind.
+    Nothing,
+    /// There is more to tell, once the output is written.
+    HeldBack,
+    /// Something was written.
+    Told,
+}
+
 /// What stands at the hub's end of a link.
 enum Node {
     /// Takes requests.
@@ -156,6 +169,10 @@ enum Node {
     Answers(Answers),
     /// Sends the events of a partition.
     Reader(Box<Reader>),
+    /// Takes messages for devices.
+    Commands(Box<Commands>),
+    /// Sends what became of such messages.
+    Feedback(Box<Feedback>),
 }
 
 struct Session {
@@ -165,6 +182,10 @@ struct Session {
     leftover: BytesMut,
     grants: Grants,
     nodes: HashMap<LinkId, Node>,
+    /// The links to the service endpoint, which are asked whenever the task runs.
+    service_links: Vec<LinkId>,
+    /// The host by which the client called the hub, if it did.
+    hostname: Option<String>,
     /// Rung by the log for every partition read here, and by the hub when a reader is thrown out.
     bell: Arc<TailWatch>,
     /// Readers that want a turn, in order.
@@ -182,6 +203,8 @@ struct Session {
     authentication_due: Option<Duration>,
     /// When grants are looked at again.
     grants_due: Option<Duration>,
+    /// When a hub that takes no messages for devices is asked again.
+    held_due: Option<Duration>,
     /// When the memory is given back that only a busy connection needs.
     quiet_due: Option<Duration>,
     /// Why the connection is ending, and when the peer is waited for no longer.
@@ -198,6 +221,8 @@ impl Session {
             leftover: BytesMut::new(),
             grants: Grants::default(),
             nodes: HashMap::new(),
+            service_links: Vec::new(),
+            hostname: None,
             bell: Arc::default(),
             turns: VecDeque::new(),
             fetches: FuturesUnordered::new(),
@@ -209,6 +234,7 @@ impl Session {
             alarm: Alarm::new(Arc::clone(context.timer())),
             authentication_due: Some(now.saturating_add(context.limits.amqp_authentication)),
             grants_due: None,
+            held_due: None,
             quiet_due: None,
             ending: None,
             head: BytesMut::new(),
@@ -236,6 +262,7 @@ impl Session {
             self.poll_login(cx);
             self.poll_bell(cx);
             self.poll_fetches(cx);
+            let served = self.poll_service_links(cx, now);
             let intake = match self.poll_input(cx, stream, now) {
                 Ok(intake) => intake,
                 Err(end) => return Poll::Ready(end),
@@ -243,7 +270,7 @@ impl Session {
             while let Some(event) = self.engine.next_event() {
                 self.on_event(event, now);
             }
-            let sent = self.take_turns();
+            let sent = self.take_turns() | (served == Served::Told);
             let written = match poll_write_all(stream, cx, self.engine.output()) {
                 Poll::Ready(Ok(())) => true,
                 Poll::Ready(Err(error)) => return Poll::Ready(End::Socket(error)),
@@ -261,8 +288,9 @@ impl Session {
             }
             // What the full output held back goes on as soon as all of that is written: no waker
             // stands for it.
-            let freed =
-                !self.turns.is_empty() || (intake == Intake::Blocked && self.engine.wants_input());
+            let freed = !self.turns.is_empty()
+                || served == Served::HeldBack
+                || (intake == Intake::Blocked && self.wants_input());
             if read || (written && (sent || freed)) {
                 continue;
             }
@@ -292,6 +320,7 @@ impl Session {
             self.engine.deadline(),
             self.authentication_due,
             self.grants_due,
+            self.held_due,
             self.quiet_due,
             refusal,
             ending,
@@ -317,6 +346,8 @@ impl Session {
         if self.grants_due.is_some_and(|due| due <= now) {
             self.check_grants(now);
         }
+        // The service links are asked in a moment.
+        self.held_due.take_if(|due| *due <= now);
         if self.quiet_due.take_if(|due| *due <= now).is_some() {
             self.engine.release_memory();
             self.head = BytesMut::new();
@@ -331,6 +362,8 @@ impl Session {
             return;
         }
         self.nodes.clear();
+        self.service_links.clear();
+        self.held_due = None;
         self.turns.clear();
         self.fetch_waiters.clear();
         self.refusals.clear();
@@ -352,72 +385,6 @@ impl Session {
         }
     }
 
-    // Grants.
-
-    /// Somebody has proved who he is.
-    fn granted(&mut self, now: Duration) {
-        self.context.authenticated();
-        self.engine.set_authenticated(true);
-        self.authentication_due = None;
-        let expiries = [self.grants.login_expires(), self.grants.last_expiry()];
-        if let Some(expiry) = expiries.into_iter().flatten().min() {
-            self.watch_expiry(expiry, now);
-        }
-    }
-
-    /// Looks at the grants again when `expiry` has come.
-    fn watch_expiry(&mut self, expiry: Timestamp, now: Duration) {
-        let due = now.saturating_add(until(expiry, self.context.timer().now()));
-        self.grants_due = Some(self.grants_due.map_or(due, |earlier| earlier.min(due)));
-    }
-
-    /// Throws out readers whose rights have expired, and a connection whose login has.
-    fn check_grants(&mut self, now: Duration) {
-        self.grants_due = None;
-        let wall = self.context.timer().now();
-        if self
-            .grants
-            .login_expires()
-            .is_some_and(|expires| expires <= wall)
-        {
-            self.close(error::connection_expired(), "login expiry", now);
-            return;
-        }
-        let Some(last_expiry) = self.grants.last_expiry() else {
-            return;
-        };
-        let mut next = last_expiry;
-        if let Some(expires) = self.grants.login_expires() {
-            next = next.min(expires);
-        }
-        let mut expired = Vec::new();
-        for (link, node) in &mut self.nodes {
-            let Node::Reader(reader) = node else { continue };
-            if reader.allowed_until <= wall {
-                let host = self.context.hub.name();
-                let rights = Rights::SERVICE_CONNECT;
-                match self.grants.allowed_until(rights, host, reader.path(), wall) {
-                    Some(until) => reader.allowed_until = until,
-                    None => {
-                        expired.push(*link);
-                        continue;
-                    }
-                }
-            }
-            next = next.min(reader.allowed_until);
-        }
-        for link in expired {
-            self.detach(link, error::grant_expired());
-        }
-        if last_expiry <= wall {
-            // Nothing that was proved holds any longer.
-            let due = now.saturating_add(self.context.limits.amqp_authentication);
-            self.authentication_due = Some(due);
-            return;
-        }
-        self.grants_due = Some(now.saturating_add(until(next, wall)));
-    }
-
     // The peer's bytes.
 
     /// Feeds the engine.
@@ -430,7 +397,7 @@ impl Session {
     where
         S: AsyncRead + Unpin,
     {
-        if !self.engine.wants_input() {
+        if !self.wants_input() {
             return Ok(Intake::Blocked);
         }
         let unauthenticated = self.grants.last_expiry().is_none();
@@ -479,12 +446,14 @@ impl Session {
     fn on_event(&mut self, event: Event, now: Duration) {
         match event {
             Event::SaslInit(init) => self.on_sasl_init(&init),
-            Event::Opened(open) => tracing::debug!(
-                hostname = open.hostname.as_deref().unwrap_or_default(),
-                "AMQP connection open"
-            ),
+            Event::Opened(open) => {
+                self.hostname = open.hostname;
+                let hostname = self.hostname.as_deref().unwrap_or_default();
+                tracing::debug!(hostname, "AMQP connection open");
+            }
             Event::SessionEnded { session, .. } => {
                 self.nodes.retain(|link, _| link.session() != session);
+                self.service_links.retain(|link| link.session() != session);
                 self.fetch_waiters.retain(|link| link.session() != session);
                 self.refusals
                     .retain(|refusal| refusal.link.session() != session);
@@ -507,13 +476,16 @@ impl Session {
                         answers.flush(link, &mut self.engine);
                         let _ = self.engine.drained(link);
                     }
-                    Some(Node::Requests(_)) | None => {}
+                    Some(Node::Feedback(feedback)) => feedback.drain(),
+                    Some(Node::Requests(_) | Node::Commands(_)) | None => {}
                 }
                 self.on_credit(link);
             }
             Event::Message(message) => self.on_message(&message, now),
-            Event::Outcome(outcome) => {
-                if !outcome.settled {
+            Event::Outcome(outcome) => match self.nodes.get_mut(&outcome.link) {
+                Some(Node::Feedback(feedback)) => feedback.on_outcome(&outcome),
+                _ if outcome.settled => {}
+                _ => {
                     // A link that is gone in the meantime has nothing to settle.
                     let _ = self.engine.settle_outgoing(
                         outcome.link,
@@ -521,7 +493,7 @@ impl Session {
                         outcome.state,
                     );
                 }
-            }
+            },
             Event::Detached { link, .. } => {
                 self.forget(link);
                 self.refusals.retain(|refusal| refusal.link != link);
@@ -658,9 +630,56 @@ impl Session {
         sent
     }
 
+    // The service endpoint.
+
+    /// Lets the links to the service endpoint tell their clients what the hub has for them.
+    fn poll_service_links(&mut self, cx: &mut Context<'_>, now: Duration) -> Served {
+        let mut served = Served::Nothing;
+        let mut failed = Vec::new();
+        for link in &self.service_links {
+            match self.nodes.get_mut(link) {
+                Some(Node::Commands(commands)) => {
+                    if commands.poll(cx, *link, &mut self.engine) {
+                        served = Served::Told;
+                    }
+                    if commands.is_held() {
+                        let due = now.saturating_add(HELD_CHECK_INTERVAL);
+                        self.held_due.get_or_insert(due);
+                    }
+                }
+                Some(Node::Feedback(feedback)) => {
+                    let polled = feedback.poll(cx, *link, &mut self.engine, &mut self.head);
+                    match polled {
+                        Polled::Idle => {}
+                        Polled::Sent => served = Served::Told,
+                        Polled::Full if served == Served::Nothing => served = Served::HeldBack,
+                        Polled::Full => {}
+                        Polled::Failed(error) => failed.push((*link, error)),
+                    }
+                }
+                _ => {}
+            }
+        }
+        for (link, error) in failed {
+            self.detach(link, error);
+            served = Served::Told;
+        }
+        served
+    }
+
+    /// Whether bytes are taken from the peer: not while there is much to write to it, and not while
+    /// the hub has no room for the messages that it sent.
+    fn wants_input(&self) -> bool {
+        let crowded = self.service_links.iter().any(|link| {
+            matches!(self.nodes.get(link), Some(Node::Commands(commands)) if commands.is_crowded())
+        });
+        !crowded && self.engine.wants_input()
+    }
+
     /// Forgets what stood behind a link.
     fn forget(&mut self, link: LinkId) {
         self.nodes.remove(&link);
+        self.service_links.retain(|known| *known != link);
         self.fetch_waiters.retain(|waiter| *waiter != link);
     }
 }
@@ -669,9 +688,4 @@ fn queue_turn(turns: &mut VecDeque<LinkId>, link: LinkId, reader: &mut Reader) {
     if !std::mem::replace(&mut reader.queued, true) {
         turns.push_back(link);
     }
-}
-
-/// How long to sleep until `moment` of the wall clock, at most [`EXPIRY_CHECK_INTERVAL`].
-fn until(moment: Timestamp, wall: Timestamp) -> Duration {
-    moment.since(wall).min(EXPIRY_CHECK_INTERVAL)
 }

@@ -12,6 +12,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use metrics::{Counter, Gauge, counter, gauge};
 
+use super::grants::Permit;
 use crate::dialect::amqp::error;
 use crate::dialect::amqp::event::{RuntimeMetric, put_head};
 
@@ -38,12 +39,9 @@ struct Figures {
 /// One attached reader.
 pub(super) struct Reader {
     receiver: Receiver,
-    /// What the reader's rights are checked against.
-    path: String,
+    pub(super) permit: Permit,
     name: Option<String>,
     runtime_metric: bool,
-    /// Until when the grants known at the last check let it read.
-    pub(super) allowed_until: Timestamp,
     /// The next event to send; none while the start position is still being found.
     next: Option<SequenceNumber>,
     /// Events read ahead of the reader's turn.
@@ -83,10 +81,9 @@ pub(super) enum Turn {
 /// What a link needs to be opened as a reader.
 pub(super) struct Opening {
     pub(super) receiver: Receiver,
-    pub(super) path: String,
+    pub(super) permit: Permit,
     pub(super) name: Option<String>,
     pub(super) runtime_metric: bool,
-    pub(super) allowed_until: Timestamp,
     /// Where it starts; none when that is still being found, and then told by
     /// [`Fetched::Start`].
     pub(super) start: Option<SequenceNumber>,
@@ -98,10 +95,9 @@ impl Reader {
         FIGURES.open.increment(1);
         Self {
             receiver: opening.receiver,
-            path: opening.path,
+            permit: opening.permit,
             name: opening.name,
             runtime_metric: opening.runtime_metric,
-            allowed_until: opening.allowed_until,
             next: opening.start,
             fetched: None,
             fetching: opening.start.is_none(),
@@ -109,11 +105,6 @@ impl Reader {
             draining: false,
             next_tag: 0,
         }
-    }
-
-    /// What the reader's rights are checked against.
-    pub(super) fn path(&self) -> &str {
-        &self.path
     }
 
     /// The error to detach with, if the partition was taken from this reader.

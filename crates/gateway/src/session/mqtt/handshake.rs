@@ -22,7 +22,7 @@ use super::ending::{Ending, Refused};
 use super::will::Will;
 use crate::clock::{Alarm, within};
 use crate::context::ConnectionContext;
-use crate::dialect::mqtt::UserName;
+use crate::dialect::mqtt::{EmptyValues, UserName};
 use crate::io::{Input, poll_read_scratch_up_to};
 
 /// Time for the store to say who the client is and what it has subscribed to. SDKs wait at least
@@ -36,7 +36,11 @@ pub(super) struct Opened {
     pub(super) features: Features,
     /// Whether the session outlives the connection.
     pub(super) durable: bool,
+    /// Whether it began on an earlier one.
+    pub(super) session_present: bool,
     pub(super) model_id: Option<Arc<str>>,
+    /// How the client takes properties that are empty.
+    pub(super) empty_values: EmptyValues,
     pub(super) will: Option<Will>,
     /// What came behind the CONNECT.
     pub(super) early: Vec<u8>,
@@ -48,6 +52,7 @@ struct Hello {
     host: String,
     token: Secret,
     model_id: Option<Arc<str>>,
+    empty_values: EmptyValues,
     clean_session: bool,
     /// `Err` when there is one for a topic that is not the client's own.
     will: Result<Option<Will>, Ending>,
@@ -70,7 +75,8 @@ where
         Err(refused) => Err(Ending::Refused(refused)),
     };
     match decision {
-        Ok((mut opened, session_present)) => {
+        Ok(mut opened) => {
+            let session_present = opened.session_present;
             opened.early = early;
             engine.accept(session_present, context.monotonic());
             context.authenticated();
@@ -170,6 +176,7 @@ fn hello(connect: &Connect<'_>) -> Result<Hello, Refused> {
     Ok(Hello {
         host: name.host.to_owned(),
         model_id: name.model_id.map(Arc::from),
+        empty_values: name.empty_values,
         identity: name.identity,
         token: Secret::new(token),
         clean_session: connect.clean_session,
@@ -177,8 +184,8 @@ fn hello(connect: &Connect<'_>) -> Result<Hello, Refused> {
     })
 }
 
-/// Decides about a CONNECT; gives whether a stored session goes on.
-async fn decide(hello: Hello, context: &ConnectionContext) -> Result<(Opened, bool), Ending> {
+/// Decides about a CONNECT.
+async fn decide(hello: Hello, context: &ConnectionContext) -> Result<Opened, Ending> {
     let hub = &context.hub;
     // A device that gave up for good over a broken disk would stay away when it is mended.
     if matches!(hub.ingest().hold(), Hold::ReadOnly) || *context.drain.borrow() {
@@ -205,19 +212,17 @@ async fn decide(hello: Hello, context: &ConnectionContext) -> Result<(Opened, bo
     check_standing(&mut session)?;
     let stored = stored_session(hub.subscriptions(), &principal, hello.clean_session).await?;
     check_standing(&mut session)?;
-    let session_present = stored.is_some();
-    Ok((
-        Opened {
-            principal,
-            session,
-            features: stored.unwrap_or_default(),
-            durable: !hello.clean_session,
-            model_id: hello.model_id,
-            will,
-            early: Vec::new(),
-        },
-        session_present,
-    ))
+    Ok(Opened {
+        principal,
+        session,
+        durable: !hello.clean_session,
+        session_present: stored.is_some(),
+        features: stored.unwrap_or_default(),
+        model_id: hello.model_id,
+        empty_values: hello.empty_values,
+        will,
+        early: Vec::new(),
+    })
 }
 
 /// Whether the place among the connections is still this one's. Without it there is no CONNACK, and

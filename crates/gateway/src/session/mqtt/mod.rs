@@ -1,5 +1,6 @@
 //! One task per MQTT connection: it owns the socket, the engine and the device's session.
 
+mod deliver;
 mod ending;
 mod handshake;
 mod running;
@@ -45,6 +46,7 @@ where
             let mut running = Running::new(stream, engine, context, opened);
             let ending = running.run().await;
             ending.report(timer.monotonic());
+            running.end_deliveries();
             running.publish_will(&ending).await;
             // A newer connection of the device waits for the session, and must not wait for a
             // peer that no longer reads.

@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Buf;
+use fieldpost_hub::c2d::Settlement;
 use fieldpost_hub::ingest::{Hold, MessageRefused, Sender, WINDOW_MESSAGES};
 use fieldpost_hub::presence::{Eviction, Session};
 use fieldpost_hub::subscriptions::{Features, QoS};
@@ -23,13 +24,14 @@ use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tracing::debug;
 
+use super::deliver::{Deliveries, Recipient, count_unmatched};
 use super::ending::Ending;
 use super::handshake::Opened;
 use super::twin;
 use super::will::Will;
 use crate::clock::{Alarm, within};
 use crate::context::ConnectionContext;
-use crate::dialect::mqtt::{Feature, Marks, Topic, decode, features};
+use crate::dialect::mqtt::{DeliveryName, EmptyValues, Feature, Marks, Topic, decode, features};
 use crate::figures::ProtocolFigures;
 use crate::io::{Input, SCRATCH_BYTES, poll_read_scratch_up_to, poll_write_all};
 
@@ -55,16 +57,21 @@ struct Core {
     engine: ServerConnection,
     context: ConnectionContext,
     identity: Identity,
+    /// The device's messages that this connection holds, while it is subscribed to them. Goes
+    /// before the session, which the device's next connection waits for.
+    deliveries: Option<Box<Deliveries>>,
     session: Session,
     sender: Sender,
     figures: ProtocolFigures,
     subscriptions: SubscriptionState,
     will: Option<Will>,
-    /// The batch whose durability releases the acknowledgements up to a ticket, oldest first. At
-    /// most one entry for each batch in flight, which the sender bounds.
-    acks: VecDeque<(u64, AckTicket)>,
+    /// Acknowledgements that wait until something is durable, oldest first. At most one entry for
+    /// each batch and each verdict in flight, which sender and delivery window bound.
+    acks: VecDeque<HeldAck>,
     submitted: u64,
     durable: u64,
+    /// Verdicts of the client on messages that were sent to it.
+    verdict: u64,
     /// Read and not worked off, because something must be answered first.
     held_input: Vec<u8>,
     /// Nothing is read, for the store's or the window's sake.
@@ -78,10 +85,20 @@ struct Core {
     expiry_due: Duration,
 }
 
+/// Acknowledgements up to a ticket, and what must be durable before they go out.
+struct HeldAck {
+    batch: u64,
+    verdict: u64,
+    ticket: AckTicket,
+}
+
 struct SubscriptionState {
     features: Features,
     /// Whether they outlive the connection.
     durable: bool,
+    /// The client goes on with what its last connection had in flight.
+    resumes: bool,
+    empty_values: EmptyValues,
     /// A change on its way to the store.
     change: Option<Change>,
     /// For the store.
@@ -144,12 +161,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Running<S> {
             core: Core {
                 engine,
                 identity: principal.identity.clone(),
+                deliveries: None,
                 session: opened.session,
                 sender,
                 figures: ProtocolFigures::of("mqtt"),
                 subscriptions: SubscriptionState {
                     features: opened.features,
                     durable: opened.durable,
+                    resumes: opened.session_present,
+                    empty_values: opened.empty_values,
                     change: None,
                     principal,
                 },
@@ -157,6 +177,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Running<S> {
                 acks: VecDeque::new(),
                 submitted: 0,
                 durable: 0,
+                verdict: 0,
                 held_input: opened.early,
                 paused: false,
                 draining_until: None,
@@ -194,14 +215,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Running<S> {
             core.look_for_ends(cx)?;
             core.release_acks(cx)?;
             core.finish_change(cx)?;
-            core.write(stream, cx);
+            core.deliver(cx);
+            let delivered = core.write(stream, cx);
             core.leave_when_drained()?;
-            if let Round::Progress = core.read(stream, cx)? {
+            let read = core.read(stream, cx)?;
+            if matches!(read, Round::Progress) || matches!(delivered, Round::Progress) {
                 continue;
             }
             std::task::ready!(core.wait(cx));
             core.look_at_times()?;
         }
+    }
+
+    /// Gives back what the client was sent and did not acknowledge.
+    pub(super) fn end_deliveries(&mut self) {
+        self.core.deliveries = None;
     }
 
     /// Leaves the will to the log, if the end calls for it.
@@ -255,16 +283,22 @@ impl Core {
     fn release_acks(&mut self, cx: &mut Context<'_>) -> Result<(), Ending> {
         while let Poll::Ready(durable) = self.sender.poll_durable(cx) {
             self.durable = durable?;
-            let mut last = None;
-            while let Some((batch, ticket)) = self.acks.front()
-                && *batch <= self.durable
-            {
-                last = Some(*ticket);
-                self.acks.pop_front();
-            }
-            if let Some(ticket) = last {
-                self.engine.acknowledge_through(ticket);
-            }
+        }
+        let verdicts_settled = match &mut self.deliveries {
+            Some(deliveries) => deliveries.verdicts_settled(cx).map_err(Ending::Store)?,
+            // Whoever still had one would not be gone.
+            None => self.verdict,
+        };
+        let mut last = None;
+        while let Some(held) = self.acks.front()
+            && held.batch <= self.durable
+            && held.verdict <= verdicts_settled
+        {
+            last = Some(held.ticket);
+            self.acks.pop_front();
+        }
+        if let Some(ticket) = last {
+            self.engine.acknowledge_through(ticket);
         }
         Ok(())
     }
@@ -282,6 +316,11 @@ impl Core {
         stored.map_err(Ending::Store)?;
         let Some(change) = change else { return Ok(()) };
         self.subscriptions.features = change.features;
+        if change.features.device_bound.is_none()
+            && let Some(deliveries) = &mut self.deliveries
+        {
+            deliveries.stop();
+        }
         let answered = match &change.answer {
             Answer::Suback(packet_id, codes) => self.engine.suback(*packet_id, codes),
             Answer::Unsuback(packet_id) => self.engine.unsuback(*packet_id),
@@ -292,9 +331,33 @@ impl Core {
         Ok(())
     }
 
+    /// Sends what the hub has for the device, if the client has subscribed to that and reads.
+    fn deliver(&mut self, cx: &mut Context<'_>) {
+        let Some(deliveries) = &mut self.deliveries else {
+            return;
+        };
+        if deliveries.is_over() {
+            self.deliveries = None;
+            return;
+        }
+        if self.draining_until.is_some() || self.write_error.is_some() {
+            return;
+        }
+        let Some(qos) = self.subscriptions.features.device_bound else {
+            return;
+        };
+        let recipient = Recipient {
+            identity: &self.identity,
+            qos,
+            empty_values: self.subscriptions.empty_values,
+            now: self.context.monotonic(),
+        };
+        deliveries.send(cx, &mut self.engine, recipient, OUTPUT_BYTES_MAX);
+    }
+
     /// Writes what there is to write. A failure does not end the connection by itself: a client
     /// that sends, says DISCONNECT and goes without waiting for answers has been heard out first.
-    fn write<S>(&mut self, stream: &mut S, cx: &mut Context<'_>)
+    fn write<S>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Round
     where
         S: AsyncWrite + Unpin,
     {
@@ -312,6 +375,56 @@ impl Core {
                 self.write_error = Some(error);
             }
         }
+        if self.unflushed || self.write_error.is_some() {
+            return Round::Idle;
+        }
+        self.follow_flush()
+    }
+
+    /// Everything the client was answered is on its way: CONNACK and SUBACK go before any delivery,
+    /// and what was sent at QoS 0 is over and done with.
+    fn follow_flush(&mut self) -> Round {
+        let subscribed =
+            self.subscriptions.features.device_bound.is_some() && self.draining_until.is_none();
+        match &mut self.deliveries {
+            None if !subscribed => Round::Idle,
+            None => {
+                self.deliveries = Some(Box::new(self.attach()));
+                Round::Progress
+            }
+            Some(deliveries) => {
+                let resumed = subscribed && deliveries.resume();
+                if deliveries.written() || resumed {
+                    Round::Progress
+                } else {
+                    Round::Idle
+                }
+            }
+        }
+    }
+
+    fn attach(&mut self) -> Deliveries {
+        let c2d = self.context.hub.c2d();
+        let principal = &self.subscriptions.principal;
+        let epoch = self.session.epoch();
+        let session_persists = self.subscriptions.durable;
+        // What an older session had in flight is nothing to a new one.
+        let resumes = std::mem::replace(&mut self.subscriptions.resumes, session_persists);
+        let receiver = if resumes {
+            c2d.resume(principal, epoch)
+        } else {
+            c2d.receiver(principal, epoch)
+        };
+        let mut first = [0; 2];
+        self.context.hub.chance().fill(&mut first);
+        let first = PacketId::new(u16::from_ne_bytes(first)).unwrap_or(PacketId::MIN);
+        Deliveries::new(
+            receiver,
+            &mut self.engine,
+            first,
+            session_persists,
+            self.verdict,
+        )
     }
 
     /// A drained connection ends when everything read from it is durable and acknowledged.
@@ -417,12 +530,24 @@ impl Core {
                     read.ticket = ticket.or(read.ticket);
                     let published = publish_to_hub(&self.identity, &mut self.sender, &publish)?;
                     match published {
+                        Published::Verdict(settlement, name) => {
+                            let deliveries = self.deliveries.as_mut();
+                            match deliveries.and_then(|d| d.judge(settlement, &name)) {
+                                Some(number) => self.verdict = number,
+                                None => count_unmatched(),
+                            }
+                        }
                         Published::Accepted => {
                             read.messages += 1;
                             read.payload_bytes += publish.payload.len() as u64;
                         }
                         Published::TwinRequest(request_id) => self.answer_twin(&request_id),
                         Published::Ignored => {}
+                    }
+                }
+                ServerEvent::Puback { packet_id } => {
+                    if let Some(deliveries) = &mut self.deliveries {
+                        deliveries.acknowledged(packet_id);
                     }
                 }
                 ServerEvent::Subscribe(subscribe) => {
@@ -453,14 +578,15 @@ impl Core {
         };
         // Acknowledgements go out in the order of the messages, so even what needs no storing
         // waits for what was submitted before it.
-        if self.submitted <= self.durable {
-            self.engine.acknowledge_through(ticket);
-        } else if let Some((batch, last)) = self.acks.back_mut()
-            && *batch == self.submitted
-        {
-            *last = ticket;
-        } else {
-            self.acks.push_back((self.submitted, ticket));
+        match self.acks.back_mut() {
+            Some(held) if held.batch == self.submitted && held.verdict == self.verdict => {
+                held.ticket = ticket;
+            }
+            _ => self.acks.push_back(HeldAck {
+                batch: self.submitted,
+                verdict: self.verdict,
+                ticket,
+            }),
         }
         Ok(())
     }
@@ -544,17 +670,18 @@ struct ReadSoFar {
     ticket: Option<AckTicket>,
 }
 
-enum Published {
+enum Published<'a> {
     Accepted,
     TwinRequest(String),
+    Verdict(Settlement, DeliveryName<'a>),
     Ignored,
 }
 
-fn publish_to_hub(
+fn publish_to_hub<'a>(
     identity: &Identity,
     sender: &mut Sender,
-    publish: &Publish<'_>,
-) -> Result<Published, Ending> {
+    publish: &Publish<'a>,
+) -> Result<Published<'a>, Ending> {
     match Topic::parse(identity, publish.topic).ok_or(Ending::ForeignTopic)? {
         Topic::Events { bag } => {
             let marks = Marks {
@@ -572,6 +699,10 @@ fn publish_to_hub(
             }
         }
         Topic::Twin(request) => Ok(Published::TwinRequest(request.request_id.to_owned())),
+        Topic::Settle {
+            settlement,
+            delivery,
+        } => Ok(Published::Verdict(settlement, delivery)),
         // Nobody calls methods yet, so this answers nothing; late answers are ignored anyway.
         Topic::MethodResponse => Ok(Published::Ignored),
     }

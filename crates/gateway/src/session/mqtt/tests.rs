@@ -1,11 +1,13 @@
 //! Conversations between a device and a hub in memory, with time moved by hand.
 
+mod deliver;
 mod endings;
+mod model;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use fieldpost_hub::clock::{Clock, ManualClock};
+use fieldpost_hub::clock::{Clock, ManualClock, SeededChance};
 use fieldpost_hub::identity::{DeviceSpec, DeviceStatus, Precondition};
 use fieldpost_model::DeviceId;
 use fieldpost_model::limits::D2C_MESSAGE_BYTES_MAX;
@@ -34,6 +36,8 @@ enum Seen {
         topic: String,
         payload: String,
         qos: Qos,
+        packet_id: Option<u16>,
+        dup: bool,
     },
     Puback(u16),
     Suback(Vec<SubackCode>),
@@ -63,7 +67,12 @@ struct Device {
 
 impl Device {
     fn connect(hub: &TestHub, connect: &Connect<'_>) -> Self {
-        let (near, far) = duplex(1 << 20);
+        Self::connect_within(hub, connect, 1 << 20)
+    }
+
+    /// With a socket that holds so many bytes of either side.
+    fn connect_within(hub: &TestHub, connect: &Connect<'_>, bytes: usize) -> Self {
+        let (near, far) = duplex(bytes);
         let (context, drain) = ConnectionContext::of_test(hub.hub.clone(), Transport::Tls);
         let now = hub.clock.monotonic();
         Self {
@@ -98,6 +107,8 @@ impl Device {
                     topic: publish.topic.to_owned(),
                     payload: String::from_utf8_lossy(publish.payload).into_owned(),
                     qos: publish.qos,
+                    packet_id: publish.packet_id.map(std::num::NonZeroU16::get),
+                    dup: publish.dup,
                 },
                 ClientEvent::Puback { packet_id } => Seen::Puback(packet_id.get()),
                 ClientEvent::Suback(suback) => Seen::Suback(suback.codes().collect()),
@@ -224,6 +235,7 @@ async fn answers_that_need_no_storing_wait_for_the_messages_before_them() {
         topic,
         payload,
         qos,
+        ..
     } = device.next().await
     else {
         panic!("the twin request must be answered");

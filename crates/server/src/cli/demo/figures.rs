@@ -1,24 +1,29 @@
 //! What the demo counts and shows.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use indicatif::ProgressStyle;
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::board::{Board, CommandFigures};
 use crate::cli::output;
 
 /// Latencies up to a minute, in microseconds, to two digits.
 const LATENCY_MICROS_MAX: u64 = 60_000_000;
 
-/// What the devices have done.
+/// What the devices have sent.
 pub(super) struct Tally {
     sent: AtomicU64,
     acknowledged: AtomicU64,
+    /// The messages of each device that were acknowledged.
+    by_device: Vec<AtomicU32>,
     latency: Mutex<Histogram<u64>>,
+    changed: Notify,
 }
 
 /// What the back end has read.
@@ -44,26 +49,44 @@ pub(super) struct Figures {
     seconds: f64,
     acknowledged_latency: [Duration; 3],
     read_latency: [Duration; 3],
-}
-
-impl Default for Tally {
-    fn default() -> Self {
-        Self {
-            sent: AtomicU64::new(0),
-            acknowledged: AtomicU64::new(0),
-            latency: Mutex::new(histogram()),
-        }
-    }
+    commands: CommandFigures,
 }
 
 impl Tally {
+    pub(super) fn new(devices: u32) -> Self {
+        Self {
+            sent: AtomicU64::new(0),
+            acknowledged: AtomicU64::new(0),
+            by_device: (0..devices).map(|_| AtomicU32::new(0)).collect(),
+            latency: Mutex::new(histogram()),
+            changed: Notify::new(),
+        }
+    }
+
     pub(super) fn count_sent(&self) {
         self.sent.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn count_acknowledged(&self, latency: Duration) {
-        self.acknowledged.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn count_acknowledged(&self, device: usize, latency: Duration) {
         lock(&self.latency).saturating_record(micros(latency));
+        if let Some(count) = self.by_device.get(device) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        self.acknowledged.fetch_add(1, Ordering::Release);
+        self.changed.notify_one();
+    }
+
+    /// Waits until everything sent is acknowledged.
+    pub(super) async fn all_acknowledged(&self) {
+        while self.acknowledged.load(Ordering::Acquire) < self.sent.load(Ordering::Relaxed) {
+            self.changed.notified().await;
+        }
+    }
+
+    /// How many messages of each device were acknowledged.
+    pub(super) fn acknowledged_by_device(&self) -> Vec<u32> {
+        let counts = self.by_device.iter();
+        counts.map(|count| count.load(Ordering::Relaxed)).collect()
     }
 }
 
@@ -124,6 +147,7 @@ impl Figures {
         tally: &Tally,
         seen: &Seen,
         acknowledged: &[u32],
+        commands: CommandFigures,
         sent_for: Duration,
     ) -> Self {
         let state = lock(&seen.state);
@@ -137,49 +161,63 @@ impl Figures {
             seconds: sent_for.as_secs_f64(),
             acknowledged_latency: percentiles(&lock(&tally.latency)),
             read_latency,
+            commands,
         }
     }
 
-    /// Whether every message was acknowledged and read.
+    /// Whether every message from a device was acknowledged and read, and every one to a device
+    /// delivered, completed and told of.
     pub(super) fn is_complete(&self) -> bool {
-        self.lost == 0 && self.acknowledged == self.sent && self.sent > 0
+        self.lost == 0
+            && self.acknowledged == self.sent
+            && self.sent > 0
+            && self.commands.is_complete()
     }
 
+    /// Both directions. The members of `d2c` stand at the top as well, where scripts of the time of
+    /// one direction look for them.
     pub(super) fn as_json(&self) -> Value {
-        let millis = |latencies: [Duration; 3]| {
-            let [p50, p99, max] = latencies.map(|latency| latency.as_secs_f64() * 1000.0);
-            json!({"p50": p50, "p99": p99, "max": max})
-        };
-        json!({
+        let from_devices = json!({
             "sent": self.sent,
             "acknowledged": self.acknowledged,
             "read": self.read,
             "lost": self.lost,
-            "seconds": self.seconds,
             "acknowledgedLatencyMs": millis(self.acknowledged_latency),
             "readLatencyMs": millis(self.read_latency),
-        })
+        });
+        let mut all = from_devices.clone();
+        if let Some(members) = all.as_object_mut() {
+            members.insert("seconds".to_owned(), json!(self.seconds));
+            members.insert("d2c".to_owned(), from_devices);
+            members.insert("c2d".to_owned(), self.commands.as_json());
+        }
+        all
     }
 
     pub(super) fn as_table(&self) -> String {
-        let row = |name: &str, count: u64, latencies: Option<[Duration; 3]>| {
+        let row = |(name, count, latencies): (&str, u64, Option<[Duration; 3]>)| {
             let mut row = vec![name.to_owned(), count.to_string()];
             row.push(format!("{:.0}", as_float(count) / self.seconds));
             row.extend(latencies.iter().flatten().map(|latency| shown(*latency)));
             row
         };
-        output::table(
-            &["MESSAGES", "COUNT", "PER SECOND", "P50", "P99", "MAX"],
-            &[
-                row("sent", self.sent, None),
-                row(
-                    "acknowledged",
-                    self.acknowledged,
-                    Some(self.acknowledged_latency),
-                ),
-                row("read", self.read, Some(self.read_latency)),
-                vec!["lost".to_owned(), self.lost.to_string()],
-            ],
+        let from_devices = [
+            ("sent", self.sent, None),
+            (
+                "acknowledged",
+                self.acknowledged,
+                Some(self.acknowledged_latency),
+            ),
+            ("read", self.read, Some(self.read_latency)),
+            ("lost", self.lost, None),
+        ];
+        let table = |title, rows: Vec<Vec<String>>| {
+            output::table(&[title, "COUNT", "PER SECOND", "P50", "P99", "MAX"], &rows)
+        };
+        format!(
+            "{}\n{}",
+            table("FROM DEVICES", from_devices.map(row).into()),
+            table("TO DEVICES  ", self.commands.rows().map(row).into()),
         )
     }
 }
@@ -191,13 +229,13 @@ pub(super) fn view_style() -> ProgressStyle {
 }
 
 /// One line: counts, rate and latencies so far.
-pub(super) fn view(tally: &Tally, seen: &Seen, elapsed: Duration) -> String {
+pub(super) fn view(tally: &Tally, seen: &Seen, board: &Board, elapsed: Duration) -> String {
     let acknowledged = tally.acknowledged.load(Ordering::Relaxed);
     let [ack_p50, ack_p99, _] = percentiles(&lock(&tally.latency));
     let state = lock(&seen.state);
     let [read_p50, read_p99, _] = percentiles(&state.latency);
     format!(
-        "sent {}  acknowledged {acknowledged} ({:.0}/s, p50 {}, p99 {})  read {} (p50 {}, p99 {})",
+        "sent {}  acknowledged {acknowledged} ({:.0}/s, p50 {}, p99 {})  read {} (p50 {}, p99 {})  {}",
         tally.sent.load(Ordering::Relaxed),
         as_float(acknowledged) / elapsed.as_secs_f64().max(0.001),
         shown(ack_p50),
@@ -205,18 +243,20 @@ pub(super) fn view(tally: &Tally, seen: &Seen, elapsed: Duration) -> String {
         state.distinct,
         shown(read_p50),
         shown(read_p99),
+        board.figures().view(),
     )
 }
 
-/// The body of a device's message: who sent it, its number, and when after the start.
-pub(super) fn body(device: usize, number: u32, after: Duration) -> String {
+/// The body of a message from or to a device: the device, the message's number, and when after the
+/// start it was sent.
+pub(super) fn body(device: usize, number: usize, after: Duration) -> String {
     format!(
         "{{\"device\":{device},\"number\":{number},\"micros\":{}}}",
         micros(after)
     )
 }
 
-fn parse_body(body: &[u8]) -> Option<(usize, usize, Duration)> {
+pub(super) fn parse_body(body: &[u8]) -> Option<(usize, usize, Duration)> {
     let body: Value = serde_json::from_slice(body).ok()?;
     let number = |name| body.get(name).and_then(Value::as_u64);
     Some((
@@ -226,12 +266,12 @@ fn parse_body(body: &[u8]) -> Option<(usize, usize, Duration)> {
     ))
 }
 
-fn histogram() -> Histogram<u64> {
+pub(super) fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, LATENCY_MICROS_MAX, 2)
         .expect("the bounds are a fixed valid range")
 }
 
-fn percentiles(histogram: &Histogram<u64>) -> [Duration; 3] {
+pub(super) fn percentiles(histogram: &Histogram<u64>) -> [Duration; 3] {
     [
         histogram.value_at_quantile(0.5),
         histogram.value_at_quantile(0.99),
@@ -240,11 +280,16 @@ fn percentiles(histogram: &Histogram<u64>) -> [Duration; 3] {
     .map(Duration::from_micros)
 }
 
+pub(super) fn millis(latencies: [Duration; 3]) -> Value {
+    let [p50, p99, max] = latencies.map(|latency| latency.as_secs_f64() * 1000.0);
+    json!({"p50": p50, "p99": p99, "max": max})
+}
+
 fn shown(latency: Duration) -> String {
     format!("{:.1} ms", latency.as_secs_f64() * 1000.0)
 }
 
-fn micros(span: Duration) -> u64 {
+pub(super) fn micros(span: Duration) -> u64 {
     u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
 }
 
@@ -254,7 +299,7 @@ fn as_float(count: u64) -> f64 {
 }
 
 /// A panic elsewhere leaves plain counts as good as they were.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -277,13 +322,31 @@ mod tests {
         check([1, 2], 0);
         check([3, 2], 1);
         check([4, 3], 3);
-        let tally = Tally::default();
-        for _ in 0..5 {
+        let tally = Tally::new(2);
+        for device in [0, 0, 0, 1, 1] {
             tally.count_sent();
-            tally.count_acknowledged(Duration::from_millis(1));
+            tally.count_acknowledged(device, Duration::from_millis(1));
         }
-        let figures = Figures::new(&tally, &seen, &[3, 2], Duration::from_secs(1));
-        assert_eq!((figures.read, figures.lost), (4, 1));
-        assert!(!figures.is_complete());
+        let acknowledged = tally.acknowledged_by_device();
+        assert_eq!(acknowledged, [3, 2]);
+        let figures = || {
+            let commands = Board::new(2, Instant::now()).figures();
+            Figures::new(
+                &tally,
+                &seen,
+                &acknowledged,
+                commands,
+                Duration::from_secs(1),
+            )
+        };
+        assert_eq!((figures().read, figures().lost), (4, 1));
+        assert!(!figures().is_complete());
+        note(0, 1);
+        assert!(figures().is_complete());
+        let json = figures().as_json();
+        assert_eq!(
+            (&json["lost"], &json["d2c"]["lost"]),
+            (&json!(0), &json!(0))
+        );
     }
 }

@@ -1,5 +1,8 @@
-//! `fieldpost demo`: a hub, devices and a back end in one process, over the real protocols.
+//! `fieldpost demo`: a hub, devices and a back end in one process, in both directions, over the real
+//! protocols.
 
+mod board;
+mod commander;
 mod devices;
 mod figures;
 
@@ -7,17 +10,20 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::Args;
+use fieldpost_client::service::ServiceOptions;
 use fieldpost_client::{ConnectionString, Event, Reader, ReaderOptions, Start};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::peer::{now, read_trust};
-use super::{Format, OutputArgs, output, runtime};
+use super::{Format, OutputArgs, block_on, output};
 use crate::assembly::Process;
 use crate::config::{Config, ListenerName, LogConfig, Sources};
-use devices::Fleet;
+use board::Board;
+use commander::Commander;
+use devices::{Fleet, Schedule};
 use figures::{Figures, Seen};
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -28,6 +34,12 @@ pub(super) const EXAMPLES: &str = "Examples:
 /// How long the reader may find nothing new, after the devices have stopped, before what is
 /// missing counts as lost.
 const READ_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Time for the last acknowledgements of what the devices sent.
+const LAST_ACKNOWLEDGEMENTS: Duration = Duration::from_secs(10);
+
+/// How long devices that are away at first stay away at most.
+const AWAY_MAX: Duration = Duration::from_secs(10);
 
 const VIEW_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -42,6 +54,9 @@ pub(super) struct DemoArgs {
     /// Messages per second and device; 0 for as many as the hub acknowledges.
     #[arg(long, value_name = "R", default_value_t = 50, value_parser = clap::value_parser!(u32).range(0..=10_000))]
     rate: u32,
+    /// Messages per second to each device; 0 for as many as the devices take.
+    #[arg(long, value_name = "R", default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    commands: u32,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -61,12 +76,12 @@ pub(super) fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
         )],
         ..Sources::default()
     })?;
-    let figures = runtime()?.block_on(async {
+    let figures = block_on(async {
         let process = Process::start(&config, &settings).await?;
         let figures = play(args, &process).await;
         process.stop().await?;
         figures
-    })?;
+    })??;
     match args.output.output {
         Format::Json => output::line(&figures.as_json().to_string())?,
         Format::Text => output::print(&figures.as_table())?,
@@ -124,41 +139,102 @@ async fn play(args: &DemoArgs, process: &Process) -> anyhow::Result<Figures> {
     )
     .await?;
     let started = Instant::now();
+    let board = Arc::new(Board::new(args.devices, started));
+    let commander = Commander::connect(
+        &ServiceOptions {
+            connection_string: service_string(process)?,
+            address: Some(address(ListenerName::Amqps)?),
+            trust,
+            now: now(),
+        },
+        args.devices,
+        Arc::clone(&board),
+        started,
+    )
+    .await?;
     let seen = Arc::new(Seen::new(args.devices, started));
     // The numbers acknowledged per device, once the devices have stopped.
     let (expect, expected) = watch::channel(None);
     let reading = tokio::spawn(read(reader, Arc::clone(&seen), expected));
     let tally = fleet.tally();
     let (stop, stopped) = watch::channel(false);
-    let sending = fleet.send(started, args.rate, &stopped);
+    let (end, ended) = watch::channel(false);
+    let commanding = tokio::spawn(commander.run(args.commands, stopped.clone()));
+    let length = Duration::from_secs(args.seconds);
+    let schedule = Schedule {
+        started,
+        back: started + (length / 2).min(AWAY_MAX),
+        rate: args.rate,
+        stop: stopped,
+        end: ended,
+    };
+    let sending = fleet.send(&schedule, &board);
 
-    let end = started + Duration::from_secs(args.seconds);
     let bar = output::progress("demo", Some(args.seconds), "s");
     bar.set_style(figures::view_style());
+    let look = || {
+        bar.set_position(started.elapsed().as_secs());
+        bar.set_message(figures::view(&tally, &seen, &board, started.elapsed()));
+    };
+    view_until(started + length, look).await?;
+    let sent_for = started.elapsed();
+    stop.send_replace(true);
+    let waiting = async {
+        // What is not acknowledged by then counts as sent and as nothing more.
+        let _ = tokio::time::timeout(LAST_ACKNOWLEDGEMENTS, tally.all_acknowledged()).await;
+        let acknowledged = tally.acknowledged_by_device();
+        expect.send_replace(Some(acknowledged.clone()));
+        reading.await?.context("read the messages back")?;
+        // The hub collects feedback for up to 15 seconds.
+        bar.println("waiting for the last feedback");
+        commanding.await?.context("send messages to devices")?;
+        end.send_replace(true);
+        sending.finish().await?;
+        anyhow::Ok(acknowledged)
+    };
+    let acknowledged = tokio::select! {
+        acknowledged = waiting => acknowledged?,
+        interrupted = tokio::signal::ctrl_c() => {
+            interrupted?;
+            bail!("interrupted before the last messages came");
+        }
+    };
+    bar.finish_and_clear();
+    let commands = board.figures();
+    Ok(Figures::new(
+        &tally,
+        &seen,
+        &acknowledged,
+        commands,
+        sent_for,
+    ))
+}
+
+/// Shows how it goes until a time, or until Ctrl-C.
+async fn view_until(end: Instant, look: impl Fn()) -> anyhow::Result<()> {
     loop {
         let next = (Instant::now() + VIEW_INTERVAL).min(end);
         tokio::select! {
             () = tokio::time::sleep_until(next) => {}
-            interrupted = tokio::signal::ctrl_c() => { interrupted?; break; }
+            interrupted = tokio::signal::ctrl_c() => return Ok(interrupted?),
         }
-        bar.set_position(started.elapsed().as_secs());
-        bar.set_message(figures::view(&tally, &seen, started.elapsed()));
+        look();
         if next == end {
-            break;
+            return Ok(());
         }
     }
-    let sent_for = started.elapsed();
-    stop.send_replace(true);
-    let acknowledged = sending.finish().await?;
-    expect.send_replace(Some(acknowledged.clone()));
-    reading.await?.context("read the messages back")?;
-    bar.finish_and_clear();
-    Ok(Figures::new(&tally, &seen, &acknowledged, sent_for))
 }
 
 fn reader_string(process: &Process) -> anyhow::Result<ConnectionString> {
-    let hub = process.hub();
-    let policy = hub
+    Ok(ConnectionString {
+        entity_path: Some(process.hub().name().to_owned()),
+        ..service_string(process)?
+    })
+}
+
+fn service_string(process: &Process) -> anyhow::Result<ConnectionString> {
+    let policy = process
+        .hub()
         .access()
         .policy("service")
         .context("every hub has the policy service")?;
@@ -167,7 +243,7 @@ fn reader_string(process: &Process) -> anyhow::Result<ConnectionString> {
         device_id: None,
         policy: Some(policy.name.to_owned()),
         key: policy.primary.expose().to_owned(),
-        entity_path: Some(hub.name().to_owned()),
+        entity_path: None,
     })
 }
 

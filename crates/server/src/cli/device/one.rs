@@ -81,7 +81,7 @@ pub(super) fn delete(args: &DeleteArgs) -> anyhow::Result<ExitCode> {
 
 pub(super) fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
     with_hub(&args.place, NoStore::Refuse, async |client| {
-        let mut printer = ListPrinter::new(args.output.output);
+        let mut printer = output::PagePrinter::new(args.output.output, &COLUMNS);
         let mut after = args.after.clone();
         let mut left = args.limit.unwrap_or(usize::MAX);
         while left > 0 {
@@ -92,7 +92,7 @@ pub(super) fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
             let page = client.get(&path).await?;
             let devices = page.get("devices").and_then(Value::as_array);
             let devices = devices.map(Vec::as_slice).unwrap_or_default();
-            printer.page(devices)?;
+            printer.page(devices, row)?;
             left = left.saturating_sub(devices.len());
             match page.get("continuation").and_then(Value::as_str) {
                 Some(last) => after = Some(last.to_owned()),
@@ -102,52 +102,6 @@ pub(super) fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
         printer.end()
     })?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// Prints pages as they come, so that a million devices need no memory.
-struct ListPrinter {
-    format: Format,
-    is_first: bool,
-}
-
-impl ListPrinter {
-    fn new(format: Format) -> Self {
-        Self {
-            format,
-            is_first: true,
-        }
-    }
-
-    fn page(&mut self, devices: &[Value]) -> anyhow::Result<()> {
-        match self.format {
-            Format::Json => {
-                for device in devices {
-                    let before = if self.is_first { "[\n  " } else { ",\n  " };
-                    self.is_first = false;
-                    output::print(&format!("{before}{device}"))?;
-                }
-            }
-            Format::Text => {
-                let rows: Vec<_> = devices.iter().map(row).collect();
-                if self.is_first || !rows.is_empty() {
-                    let table = output::table(&COLUMNS, &rows);
-                    let rest = table.split_once('\n').map_or("", |(_, rest)| rest);
-                    output::print(if self.is_first { &table } else { rest })?;
-                }
-                self.is_first = false;
-            }
-        }
-        Ok(())
-    }
-
-    fn end(self) -> anyhow::Result<()> {
-        match (self.format, self.is_first) {
-            (Format::Json, true) => output::line("[]")?,
-            (Format::Json, false) => output::line("\n]")?,
-            (Format::Text, _) => {}
-        }
-        Ok(())
-    }
 }
 
 const COLUMNS: [&str; 5] = [

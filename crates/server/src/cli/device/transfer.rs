@@ -26,6 +26,9 @@ Running an import again after a failure does no harm."#;
 const CHUNK_LINES: u64 = 10_000;
 const CHUNK_BYTES: usize = 8 * 1024 * 1024;
 
+/// Answers larger than this are none of the import: every line of a chunk may fail with a text.
+const RESULT_BYTES_MAX: usize = 64 * 1024 * 1024;
+
 #[derive(Args, Debug)]
 pub(in crate::cli) struct ImportArgs {
     /// The file; - reads standard input.
@@ -110,6 +113,14 @@ pub(super) fn export(args: &ExportArgs) -> anyhow::Result<ExitCode> {
     let file = args.file.as_deref().filter(|file| file.as_os_str() != "-");
     with_hub(&args.place, NoStore::Refuse, async |client| match file {
         None => write_lines(client, args.exclude_keys, &mut io::stdout()).await,
+        // A pipe or a device such as /dev/stdout is written to, and never replaced by a file.
+        Some(path) if is_special(path) => {
+            let mut out = std::fs::OpenOptions::new()
+                .write(true)
+                .open(path)
+                .with_context(|| format!("open {}", path.display()))?;
+            write_lines(client, args.exclude_keys, &mut out).await
+        }
         Some(path) => {
             // By rename, so that a failed export leaves no file that looks whole.
             let temporary = temporary_path(path);
@@ -150,7 +161,7 @@ async fn send_chunk(client: &AdminClient, chunk: Vec<u8>) -> anyhow::Result<Chun
     let answer = client
         .send(Method::POST, "/api/registry/import", &[], Body::from(chunk))
         .await?;
-    let bytes = axum::body::to_bytes(answer.into_body(), usize::MAX).await?;
+    let bytes = axum::body::to_bytes(answer.into_body(), RESULT_BYTES_MAX).await?;
     Ok(serde_json::from_slice(&bytes)?)
 }
 
@@ -229,6 +240,10 @@ async fn write_lines(
     bar.finish_and_clear();
     out.flush()?;
     Ok(())
+}
+
+fn is_special(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file())
 }
 
 fn temporary_path(path: &Path) -> PathBuf {

@@ -58,6 +58,7 @@ impl Opened {
         if let Some(store) = self.store.take() {
             block_on(store.log.close());
             block_on(store.documents.close());
+            block_on(store.queues.close());
         }
     }
 }

@@ -1,7 +1,11 @@
 //! Conversations between a session and the client role of the AMQP engine, over a stream in memory
 //! and a clock that the tests move.
 
+mod clients;
+mod feedback;
 mod peer;
+mod service;
+mod wire;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +18,7 @@ use fieldpost_amqp::performative::{Attach, Flow, Role, SndSettleMode, Source, Ta
 use fieldpost_amqp::sasl::{Plain, mechanism};
 use fieldpost_amqp::value::{Symbol, Value, ValueRef};
 use fieldpost_amqp::{ClientSasl, Config, Connection, Event, condition};
+use fieldpost_hub::Hub;
 use fieldpost_hub::clock::Clock;
 use fieldpost_model::Timestamp;
 use tokio::io::{DuplexStream, duplex};

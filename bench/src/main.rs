@@ -1,0 +1,45 @@
+//! Benchmarks: each prints ratios measured in one run, because machines differ and are noisy.
+//!
+//! ```text
+//! cargo build --release --package fieldpost-server
+//! cargo run --release --package fieldpost-bench -- c2d
+//! ```
+
+mod c2d;
+mod process;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Measures Fieldpost beside its peers.
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// Messages to devices, durably, beside mosquitto keeping them in memory.
+    C2d(c2d::Arguments),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let outcome = match Arguments::parse().bench {
+        Bench::C2d(arguments) => c2d::run(arguments).await,
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("FAILED: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "a benchmark talks to whoever runs it")]
+fn say(line: &str) {
+    println!("{line}");
+}

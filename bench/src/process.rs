@@ -1,0 +1,42 @@
+//! What the system says of another process.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+/// Ticks per second of the times in `/proc/<pid>/stat` (`USER_HZ`, 100 on every Linux there is).
+const TICKS_PER_SECOND: u64 = 100;
+
+/// Processor time that a process has used so far, in user and system mode, all threads.
+///
+/// # Errors
+/// When there is no such process.
+pub(crate) fn cpu_time(pid: u32) -> Result<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))
+        .with_context(|| format!("no process {pid}"))?;
+    // The name of the program stands in parentheses and may hold blanks.
+    let fields = stat.rsplit(')').next().unwrap_or_default();
+    let ticks: u64 = fields
+        .split_ascii_whitespace()
+        .skip(11)
+        .take(2)
+        .map(|field| field.parse::<u64>().context("processor time"))
+        .sum::<Result<u64>>()?;
+    Ok(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
+}
+
+/// Resident memory of a process, in bytes.
+///
+/// # Errors
+/// When there is no such process.
+pub(crate) fn resident_bytes(pid: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))
+        .with_context(|| format!("no process {pid}"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .context("resident memory")?;
+    let kilobytes = line.trim().trim_end_matches("kB").trim();
+    Ok(kilobytes.parse::<u64>().context("resident memory")? * 1024)
+}

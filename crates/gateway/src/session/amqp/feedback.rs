@@ -1,0 +1,264 @@
+//! A link on which a service learns what became of its messages.
+
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock};
+use std::task::{Context, Poll};
+
+use bytes::BytesMut;
+use fieldpost_amqp::performative::{DeliveryState, SndSettleMode};
+use fieldpost_amqp::{Connection, Delivery, Error, LinkId, Outcome, SendError};
+use fieldpost_hub::c2d::{
+    FeedbackDelivery, FeedbackMessage, FeedbackReceiver, SettleError, Settlement,
+};
+use metrics::{Gauge, gauge};
+
+use super::OUTPUT_BYTES_MAX;
+use super::grants::Permit;
+use crate::dialect::amqp::error;
+use crate::dialect::amqp::feedback::{delivery_tag, put_feedback};
+use crate::dialect::amqp::refusal::{self, TrackingId};
+
+/// Deliveries that a client may leave unsettled on one link, whatever credit it gives. The hub keeps
+/// each of them in memory as long as its lock lasts.
+const UNSETTLED_MAX: u32 = 256;
+
+static OPEN: LazyLock<Gauge> = LazyLock::new(|| gauge!("fieldpost_c2d_feedback_links_open"));
+
+/// One link from `messages/serviceBound/feedback`.
+///
+/// Dropping it releases the locks of all that is unsettled.
+pub(super) struct Feedback {
+    pub(super) permit: Permit,
+    conn_id: u64,
+    hub_name: Arc<str>,
+    receiver: FeedbackReceiver,
+    /// The client takes deliveries as settled: each is complete as soon as it is sent.
+    settled: bool,
+    /// The sequence number of each delivery that the client has not settled.
+    unsettled: HashMap<u32, u64>,
+    /// The last delivery of each message that the client has not settled. An earlier one of the same
+    /// message has lost its lock.
+    newest: HashMap<u64, u32>,
+    /// Deliveries whose outcome the client wants confirmed, by sequence number.
+    confirming: HashMap<u64, u32>,
+    /// Deliveries that the client wanted to settle when they were locked no longer.
+    lapsed: Vec<u32>,
+    /// Locked for this link and not sent: the peer's window was closed.
+    ready: Option<FeedbackDelivery>,
+    /// The client wants its credit used up.
+    draining: bool,
+}
+
+/// How far a poll came.
+#[derive(Debug)]
+pub(super) enum Polled {
+    /// Nothing was written, and a waker is left behind.
+    Idle,
+    /// Something was written.
+    Sent,
+    /// There may be more, when the output is shorter.
+    Full,
+    /// The link cannot go on.
+    Failed(Error),
+}
+
+impl Feedback {
+    /// A link of a connection, opened under `permit` in this mode.
+    pub(super) fn open(
+        receiver: FeedbackReceiver,
+        permit: Permit,
+        hub_name: Arc<str>,
+        conn_id: u64,
+        mode: SndSettleMode,
+    ) -> Self {
+        OPEN.increment(1);
+        Self {
+            permit,
+            conn_id,
+            hub_name,
+            receiver,
+            settled: mode == SndSettleMode::Settled,
+            unsettled: HashMap::new(),
+            newest: HashMap::new(),
+            lapsed: Vec::new(),
+            confirming: HashMap::new(),
+            ready: None,
+            draining: false,
+        }
+    }
+
+    /// The client wants its credit used up.
+    pub(super) fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// The client has told an outcome.
+    ///
+    /// One that it has settled itself is only carried out. One that it has not is carried out,
+    /// durably, and then settled with `accepted`, which .NET's client waits for.
+    pub(super) fn on_outcome(&mut self, outcome: &Outcome) {
+        let Some(sequence) = self.unsettled.remove(&outcome.delivery_id) else {
+            return;
+        };
+        if self.newest.get(&sequence) != Some(&outcome.delivery_id) {
+            if !outcome.settled {
+                self.lapsed.push(outcome.delivery_id);
+            }
+            return;
+        }
+        self.newest.remove(&sequence);
+        let settlement = match &outcome.state {
+            Some(DeliveryState::Accepted) => Settlement::Complete,
+            Some(DeliveryState::Rejected(_)) => Settlement::Reject,
+            // Settled without a word about what became of it, it counts as not taken.
+            None
+            | Some(
+                DeliveryState::Released
+                | DeliveryState::Modified(_)
+                | DeliveryState::Received(_)
+                | DeliveryState::Other(_),
+            ) => Settlement::Abandon,
+        };
+        if outcome.settled {
+            // A lock that was lost meanwhile is counted by the hub; the client asked for no answer.
+            self.receiver.settle(sequence, settlement);
+        } else {
+            if self.receiver.settle_and_tell(sequence, settlement) {
+                self.confirming.insert(sequence, outcome.delivery_id);
+            } else {
+                self.lapsed.push(outcome.delivery_id);
+            }
+        }
+    }
+
+    /// Confirms what was settled, and sends what there is as far as the client's credit goes.
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        link: LinkId,
+        engine: &mut Connection,
+        buffer: &mut BytesMut,
+    ) -> Polled {
+        let mut sent = self.poll_confirmed(cx, link, engine);
+        loop {
+            let held = count(self.unsettled.len() + self.confirming.len());
+            let room = engine
+                .sendable(link)
+                .min(UNSETTLED_MAX.saturating_sub(held));
+            // With room again comes credit or an outcome, which lets this be asked again. Until then
+            // the hub must lock nothing for this link, also not what loses its lock meanwhile.
+            if room == 0 {
+                self.receiver.set_window(0);
+                break;
+            }
+            let locked = self.newest.len() + self.confirming.len() + self.ready.iter().len();
+            self.receiver.set_window(count(locked).saturating_add(room));
+            if engine.output_len() >= OUTPUT_BYTES_MAX {
+                return Polled::Full;
+            }
+            let delivery = match self.ready.take() {
+                Some(ready) => ready,
+                None => match self.receiver.poll_delivery(cx) {
+                    Poll::Ready(delivery) => delivery,
+                    Poll::Pending => break,
+                },
+            };
+            // If it was here before, that lock is gone.
+            self.newest.remove(&delivery.sequence);
+            match self.send(delivery, link, engine, buffer) {
+                Ok(()) => sent = true,
+                Err(error) => return Polled::Failed(error),
+            }
+        }
+        if std::mem::take(&mut self.draining) {
+            // A client that changed its mind, or a link that is gone, needs no answer.
+            sent |= engine.drained(link).is_ok();
+        }
+        if sent { Polled::Sent } else { Polled::Idle }
+    }
+
+    fn send(
+        &mut self,
+        delivery: FeedbackDelivery,
+        link: LinkId,
+        engine: &mut Connection,
+        buffer: &mut BytesMut,
+    ) -> Result<(), Error> {
+        let message = FeedbackMessage::parse(&delivery.message).map_err(|error| {
+            tracing::error!(sequence = delivery.sequence, %error, "a feedback message cannot be read");
+            error::record_unreadable()
+        })?;
+        buffer.clear();
+        let (sequence, count) = (delivery.sequence, delivery.delivery_count);
+        put_feedback(buffer, &self.hub_name, sequence, count, &message);
+        let sent = engine.send(
+            link,
+            &Delivery {
+                tag: &delivery_tag(delivery.lock),
+                settled: self.settled,
+                message_format: 0,
+                payload: &[&buffer[..]],
+            },
+        );
+        match sent {
+            Ok(_) if self.settled => {
+                self.receiver.settle(sequence, Settlement::Complete);
+            }
+            Ok(delivery_id) => {
+                self.unsettled.insert(delivery_id, sequence);
+                self.newest.insert(sequence, delivery_id);
+            }
+            // Not now; the next credit or window brings it.
+            Err(SendError::NoCredit | SendError::Misuse(_)) => self.ready = Some(delivery),
+            Err(refused @ (SendError::TooLarge(_) | SendError::TagTooLong)) => {
+                return Err(error::event_too_large(&refused));
+            }
+        }
+        Ok(())
+    }
+
+    fn poll_confirmed(
+        &mut self,
+        cx: &mut Context<'_>,
+        link: LinkId,
+        engine: &mut Connection,
+    ) -> bool {
+        let mut told = false;
+        for delivery_id in std::mem::take(&mut self.lapsed) {
+            told = true;
+            let state = self.not_settled(&SettleError::LockLost, delivery_id);
+            let _ = engine.settle_outgoing(link, delivery_id, Some(state));
+        }
+        while let Poll::Ready((sequence, settled)) = self.receiver.poll_settled(cx) {
+            let Some(delivery_id) = self.confirming.remove(&sequence) else {
+                continue;
+            };
+            told = true;
+            let state = match settled {
+                Ok(()) => DeliveryState::Accepted,
+                Err(refused) => self.not_settled(&refused, delivery_id),
+            };
+            // The client may have settled it, or detached, in the meantime.
+            let _ = engine.settle_outgoing(link, delivery_id, Some(state));
+        }
+        told
+    }
+
+    fn not_settled(&self, refused: &SettleError, delivery_id: u32) -> DeliveryState {
+        let id = TrackingId {
+            conn_id: self.conn_id,
+            delivery_id,
+        };
+        DeliveryState::rejected(refusal::settle_refused(refused, id))
+    }
+}
+
+impl Drop for Feedback {
+    fn drop(&mut self) {
+        OPEN.decrement(1);
+    }
+}
+
+fn count(length: usize) -> u32 {
+    u32::try_from(length).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,187 @@
+//! Ends messages whose time is over, on time, whether or not their devices ever come.
+//!
+//! One task follows the store's order of expiry. It hands what is due to the queues' owners, a page at a
+//! time, and waits until that is durable before it takes the next one, so that a million messages that
+//! end at the same moment keep nobody else waiting.
+
+use std::collections::HashMap;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use fieldpost_model::Timestamp;
+use fieldpost_store::StoreError;
+use fieldpost_store::queues::{DuePage, DuePosition, ListDue, QueuedMessage};
+use futures_util::future::{join_all, select};
+use tokio::sync::{Notify, oneshot};
+
+use super::Inner;
+use super::names::{Named, QueueKey};
+use super::outcome::Cause;
+use super::owner::Command;
+
+/// Messages in a page, and bytes of them.
+const PAGE_MESSAGES: usize = 500;
+const PAGE_BYTES: usize = 1024 * 1024;
+
+/// The longest sleep. The wall clock may be set meanwhile.
+const SLEEP_MAX: Duration = Duration::from_secs(5);
+
+/// How long the task waits when the store fails.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// When the next message ends, as far as the task knows.
+pub(super) struct Due {
+    next: AtomicI64,
+    sooner: Notify,
+}
+
+impl Default for Due {
+    fn default() -> Self {
+        Self {
+            next: AtomicI64::new(i64::MAX),
+            sooner: Notify::new(),
+        }
+    }
+}
+
+impl Due {
+    /// There is a new message that ends at `expires`.
+    pub(super) fn note(&self, expires: Timestamp) {
+        let expires = expires.as_millis();
+        if expires < self.next.fetch_min(expires, Ordering::AcqRel) {
+            self.sooner.notify_one();
+        }
+    }
+
+    fn next(&self) -> Timestamp {
+        Timestamp::from_millis(self.next.load(Ordering::Acquire))
+    }
+}
+
+/// Works until `stopped` is answered or dropped, or the store is closed.
+pub(super) async fn run(inner: Arc<Inner>, stopped: oneshot::Receiver<()>) {
+    let sweeper = Sweeper {
+        inner,
+        passed: None,
+        is_failing: false,
+    };
+    let run = pin!(sweeper.run());
+    // What is due is due for the next hub as well.
+    select(run, stopped).await;
+}
+
+struct Sweeper {
+    inner: Arc<Inner>,
+    /// What is due up to here is gone, or held by somebody on whose return it goes.
+    passed: Option<DuePosition>,
+    is_failing: bool,
+}
+
+impl Sweeper {
+    async fn run(mut self) {
+        loop {
+            match self.sweep().await {
+                Ok(()) => self.is_failing = false,
+                Err(StoreError::Closed) => return,
+                Err(error) => {
+                    if !std::mem::replace(&mut self.is_failing, true) {
+                        tracing::warn!(%error, "messages that are due cannot be ended");
+                    }
+                    // What went wrong is tried again from the beginning.
+                    self.passed = None;
+                    self.sleep(RETRY).await;
+                    continue;
+                }
+            }
+            let left = self.inner.due.next().since(self.inner.wall.now());
+            let mut sooner = pin!(self.inner.due.sooner.notified());
+            let sleep = pin!(self.sleep(left.min(SLEEP_MAX)));
+            select(sleep, sooner.as_mut()).await;
+        }
+    }
+
+    async fn sleep(&self, span: Duration) {
+        let until = self.inner.timer.monotonic().saturating_add(span);
+        self.inner.timer.sleep_until(until).await;
+    }
+
+    /// Ends everything that is due, and learns when the next one will be.
+    async fn sweep(&mut self) -> Result<(), StoreError> {
+        let now = self.inner.wall.now();
+        if self.inner.due.next() > now && self.passed.is_some() {
+            return Ok(());
+        }
+        loop {
+            // Before the look: whatever comes during it is noted behind this.
+            self.inner.due.next.store(i64::MAX, Ordering::Release);
+            let page = self
+                .inner
+                .queues
+                .due(ListDue {
+                    until: self.inner.wall.now(),
+                    after: self.passed,
+                    limit: PAGE_MESSAGES,
+                    bytes_max: PAGE_BYTES,
+                })
+                .await?;
+            let more = page.more;
+            self.end(page).await?;
+            if !more {
+                break;
+            }
+        }
+        let next = self.inner.queues.next_due(self.passed).await?;
+        if let Some(next) = next {
+            self.inner
+                .due
+                .next
+                .fetch_min(next.as_millis(), Ordering::AcqRel);
+        }
+        // Nothing that comes later lies before this.
+        self.passed.get_or_insert(DuePosition {
+            expires: Timestamp::from_millis(i64::MIN),
+            sequence: 0,
+        });
+        Ok(())
+    }
+
+    async fn end(&mut self, page: DuePage) -> Result<(), StoreError> {
+        let Some((_, last)) = page.messages.last() else {
+            return Ok(());
+        };
+        let passed = DuePosition {
+            expires: last.expires,
+            sequence: last.sequence,
+        };
+        let mut lanes: HashMap<usize, Vec<(Arc<Named>, QueuedMessage)>> = HashMap::new();
+        for (name, message) in page.messages {
+            let Some(key) = QueueKey::parse(&name) else {
+                tracing::error!(sequence = message.sequence, "a queue's name cannot be read");
+                continue;
+            };
+            let lane = Inner::lane_of(&key);
+            let queue = Arc::new(Named { key, name });
+            lanes.entry(lane).or_default().push((queue, message));
+        }
+        let removals = lanes.into_iter().map(|(lane, messages)| {
+            let (reply, answered) = oneshot::channel();
+            self.inner.command_lane(
+                lane,
+                Command::Remove {
+                    messages,
+                    cause: Cause::Expired,
+                    reply,
+                },
+            );
+            answered
+        });
+        for answer in join_all(removals).await {
+            // An owner that has ended ends nothing any more.
+            answer.unwrap_or(Err(StoreError::Closed))?;
+        }
+        self.passed = Some(passed);
+        Ok(())
+    }
+}

@@ -1,0 +1,1084 @@
+//! The tasks that own queues.
+//!
+//! A few tasks share the queues by their devices' shards. Whatever concerns a queue is a command to
+//! its owner. An owner takes all commands that wait, makes one batch for the store of what they come
+//! to, and goes on while that becomes durable; answers are worked off in the order of the batches, so
+//! that a message is offered in the order in which it was put in.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use fieldpost_model::Timestamp;
+use fieldpost_store::queues::{
+    ListQueue, Operation, OperationResult, QueueName, QueuePage, QueuedMessage,
+};
+use fieldpost_store::{Answer, StoreError};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::{mpsc, oneshot};
+
+use super::lanes::FEEDBACK;
+use super::names::{Named, QueueKey};
+use super::outcome::{self, Cause};
+use super::queue::{
+    Effect, Live, Queue, READ_AHEAD, READ_AHEAD_BYTES, ReceiverId, RequestId, Rules, Settled,
+    Waiter,
+};
+use super::receiver::{Delivery, Inbox, LockToken, SettleError, Settlement};
+use super::sender::Owed;
+use super::{Accepted, SendRefused, Shared};
+use crate::clock::{Chance, Sleep};
+use crate::settings::{CloudToDeviceSettings, DeliveryCountMode, HubSettings};
+
+/// Batches that may be on their way to the store. More would only be smaller.
+const BATCHES_MAX: usize = 4;
+
+/// Operations in one batch, and bytes of their messages.
+const BATCH_OPERATIONS_MAX: usize = 1024;
+const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// How long an owner waits before it asks a store again that could not be read.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Queues at rest of which more is remembered than the store knows: past attempts, and what
+/// sessions had in flight. The oldest are forgotten.
+const REMEMBERED_MAX: usize = 16_384;
+
+/// What an owner is asked to do.
+pub(super) enum Command {
+    /// Put a message for a device in.
+    Enqueue {
+        queue: Arc<Named>,
+        message: Bytes,
+        enqueued: Timestamp,
+        expires: Timestamp,
+        owed: Owed,
+    },
+    /// Put a message of the hub's own in.
+    EnqueueOwn {
+        queue: Arc<Named>,
+        message: Bytes,
+        expires: Timestamp,
+        depth_max: u64,
+        once: Option<u64>,
+        reply: oneshot::Sender<Result<OperationResult, StoreError>>,
+    },
+    /// Add a receiver.
+    Attach {
+        queue: Arc<Named>,
+        id: ReceiverId,
+        epoch: u64,
+        is_timed: bool,
+        resume: bool,
+        inbox: Arc<Inbox>,
+    },
+    /// Let it hold so many.
+    Window {
+        queue: Arc<Named>,
+        id: ReceiverId,
+        window: usize,
+    },
+    /// Remove it.
+    Detach {
+        queue: Arc<Named>,
+        id: ReceiverId,
+        in_flight: Vec<(u64, u16)>,
+    },
+    /// A receiver is done with a message.
+    Settle {
+        queue: Arc<Named>,
+        sequence: u64,
+        lock: LockToken,
+        settlement: Settlement,
+        tell: Option<ReceiverId>,
+    },
+    /// A delivery was not taken.
+    GiveBack {
+        queue: Arc<Named>,
+        sequence: u64,
+        lock: LockToken,
+    },
+    /// Lock the next message for a request.
+    Receive {
+        queue: Arc<Named>,
+        lock: Option<Duration>,
+        reply: oneshot::Sender<Result<Option<Delivery>, StoreError>>,
+    },
+    /// A request is done with a message.
+    SettleRequested {
+        queue: Arc<Named>,
+        lock: LockToken,
+        settlement: Settlement,
+        reply: oneshot::Sender<Result<(), SettleError>>,
+    },
+    /// Messages that wait have to go, for one cause. Answered when that is durable, with how many
+    /// went and, if some did not for the store's sake, its error.
+    Remove {
+        messages: Vec<(Arc<Named>, QueuedMessage)>,
+        cause: Cause,
+        reply: oneshot::Sender<Result<u64, StoreError>>,
+    },
+    /// What is known of some messages of a queue.
+    Look {
+        queue: Arc<Named>,
+        sequences: Vec<u64>,
+        reply: oneshot::Sender<Vec<Live>>,
+    },
+    /// What a session had in flight means nothing any more.
+    ForgetDetached { queue: Arc<Named> },
+    /// The device is gone.
+    Forget { queue: Arc<Named> },
+    /// Finish what is under way, and end.
+    Close,
+}
+
+impl Command {
+    /// The queue that it is about, if it is about one.
+    pub(super) fn queue(&self) -> Option<&Arc<Named>> {
+        match self {
+            Self::Enqueue { queue, .. }
+            | Self::EnqueueOwn { queue, .. }
+            | Self::Attach { queue, .. }
+            | Self::Window { queue, .. }
+            | Self::Detach { queue, .. }
+            | Self::Settle { queue, .. }
+            | Self::GiveBack { queue, .. }
+            | Self::Receive { queue, .. }
+            | Self::SettleRequested { queue, .. }
+            | Self::Look { queue, .. }
+            | Self::ForgetDetached { queue }
+            | Self::Forget { queue } => Some(queue),
+            Self::Remove { .. } | Self::Close => None,
+        }
+    }
+}
+
+/// Owns queues and works off what it is told.
+pub(super) struct Owner {
+    shared: Arc<Shared>,
+    commands: mpsc::UnboundedReceiver<Command>,
+    queues: HashMap<QueueName, Owned>,
+    out: Outbox,
+    batches: VecDeque<Batch>,
+    loads: FuturesUnordered<BoxFuture<'static, Loaded>>,
+    /// Queues at rest of which something is remembered, oldest first, with the number of that rest.
+    remembered: VecDeque<(QueueName, u64)>,
+    rests: u64,
+    sleep: Option<(Duration, Sleep)>,
+    effects: Vec<Effect>,
+    is_closing: bool,
+}
+
+struct Owned {
+    named: Arc<Named>,
+    queue: Queue,
+    inboxes: Vec<(ReceiverId, Arc<Inbox>)>,
+    requests: HashMap<RequestId, oneshot::Sender<Result<Option<Delivery>, StoreError>>>,
+    /// Requests that wait for a settlement.
+    settlements: HashMap<RequestId, oneshot::Sender<Result<(), SettleError>>>,
+    is_touched: bool,
+    /// The number of its present rest.
+    rest: u64,
+}
+
+struct Batch {
+    answer: Answer<Result<Vec<OperationResult>, StoreError>>,
+    pending: Vec<Pending>,
+}
+
+struct Loaded {
+    queue: Arc<Named>,
+    after: u64,
+    page: Result<QueuePage, StoreError>,
+}
+
+/// What an operation was for.
+enum Pending {
+    Enqueue {
+        queue: Arc<Named>,
+        message: Bytes,
+        enqueued: Timestamp,
+        expires: Timestamp,
+        depth_max: u64,
+        owed: Owed,
+    },
+    EnqueueOwn {
+        queue: Arc<Named>,
+        message: Bytes,
+        expires: Timestamp,
+        reply: oneshot::Sender<Result<OperationResult, StoreError>>,
+    },
+    Settle {
+        queue: Arc<Named>,
+        sequence: u64,
+        cause: Cause,
+        is_feedback_owed: bool,
+        waiter: Waiter,
+        removal: Option<u64>,
+    },
+    Count {
+        queue: Arc<Named>,
+    },
+}
+
+/// A [`Command::Remove`] that is under way.
+struct Removal {
+    left: usize,
+    gone: u64,
+    error: Option<StoreError>,
+    reply: oneshot::Sender<Result<u64, StoreError>>,
+}
+
+/// What goes out with the next batch, and later.
+struct Outbox {
+    operations: Vec<Operation>,
+    pending: Vec<Pending>,
+    bytes: usize,
+    touched: Vec<QueueName>,
+    timers: BTreeMap<(Duration, u64), Timed>,
+    removals: HashMap<u64, Removal>,
+    tokens: Tokens,
+    last_number: u64,
+}
+
+/// What happens at a moment.
+enum Timed {
+    LockEnds {
+        queue: Arc<Named>,
+        sequence: u64,
+        lock: LockToken,
+    },
+    Retry {
+        queue: Arc<Named>,
+    },
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!(
+                "an owner of queues failed; messages to its devices wait until a restart"
+            );
+        }
+    }
+}
+
+impl Owner {
+    pub(super) fn new(shared: Arc<Shared>, commands: mpsc::UnboundedReceiver<Command>) -> Self {
+        let tokens = Tokens::new(Arc::clone(&shared.chance));
+        Self {
+            shared,
+            commands,
+            queues: HashMap::new(),
+            out: Outbox {
+                operations: Vec::new(),
+                pending: Vec::new(),
+                bytes: 0,
+                touched: Vec::new(),
+                timers: BTreeMap::new(),
+                removals: HashMap::new(),
+                tokens,
+                last_number: 0,
+            },
+            batches: VecDeque::new(),
+            loads: FuturesUnordered::new(),
+            remembered: VecDeque::new(),
+            rests: 0,
+            sleep: None,
+            effects: Vec::new(),
+            is_closing: false,
+        }
+    }
+
+    /// Works until it is told to close, or nobody is left who could tell it anything.
+    pub(super) async fn run(mut self) {
+        poll_fn(|cx| self.poll(cx)).await;
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let mut progress = self.work_off_answers(cx);
+            progress |= self.work_off_loads(cx);
+            progress |= self.pass_time(cx);
+            progress |= self.work_off_commands(cx);
+            progress |= self.dispatch();
+            progress |= self.submit();
+            if !progress {
+                let is_done = self.is_closing && self.batches.is_empty();
+                return if is_done {
+                    Poll::Ready(())
+                } else {
+                    Poll::Pending
+                };
+            }
+        }
+    }
+
+    fn work_off_commands(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut progress = false;
+        while !self.is_closing && !self.out.is_full() && self.batches.len() < BATCHES_MAX {
+            match self.commands.poll_recv(cx) {
+                Poll::Ready(Some(command)) => {
+                    progress = true;
+                    self.carry_out(command);
+                }
+                Poll::Ready(None) => {
+                    progress = true;
+                    self.is_closing = true;
+                }
+                Poll::Pending => break,
+            }
+        }
+        progress
+    }
+
+    fn carry_out(&mut self, command: Command) {
+        let now = self.shared.now();
+        let settings = self.shared.settings.get();
+        match command {
+            Command::Enqueue {
+                queue,
+                message,
+                enqueued,
+                expires,
+                owed,
+            } => {
+                let depth_max = settings.cloud_to_device.queue_depth_max;
+                let operation = Operation::Enqueue {
+                    queue: queue.name.clone(),
+                    message: message.clone(),
+                    expires,
+                    depth_max,
+                    once: None,
+                };
+                let pending = Pending::Enqueue {
+                    queue,
+                    message,
+                    enqueued,
+                    expires,
+                    depth_max,
+                    owed,
+                };
+                self.out.push(operation, pending);
+            }
+            Command::EnqueueOwn {
+                queue,
+                message,
+                expires,
+                depth_max,
+                once,
+                reply,
+            } => {
+                let operation = Operation::Enqueue {
+                    queue: queue.name.clone(),
+                    message: message.clone(),
+                    expires,
+                    depth_max,
+                    once,
+                };
+                let pending = Pending::EnqueueOwn {
+                    queue,
+                    message,
+                    expires,
+                    reply,
+                };
+                self.out.push(operation, pending);
+            }
+            Command::Attach {
+                queue,
+                id,
+                epoch,
+                is_timed,
+                resume,
+                inbox,
+            } => {
+                let owned = self.owned(&queue);
+                inbox.expect(owned.queue.attach(id, epoch, is_timed, resume));
+                owned.inboxes.push((id, inbox));
+            }
+            Command::Window { queue, id, window } => {
+                self.owned(&queue).queue.set_window(id, window);
+            }
+            Command::Detach {
+                queue,
+                id,
+                in_flight,
+            } => {
+                let rules = rules(&queue.key, &settings.cloud_to_device);
+                self.with(&queue, &settings, |owned, effects| {
+                    owned.queue.detach(id, in_flight, now, &rules, effects);
+                    owned.inboxes.retain(|(known, _)| *known != id);
+                });
+            }
+            Command::Settle {
+                queue,
+                sequence,
+                lock,
+                settlement,
+                tell,
+            } => {
+                let rules = rules(&queue.key, &settings.cloud_to_device);
+                let waiter = tell.map_or(Waiter::Nobody, Waiter::Receiver);
+                self.with(&queue, &settings, |owned, effects| {
+                    owned
+                        .queue
+                        .settle(sequence, lock, settlement, waiter, now, &rules, effects);
+                });
+            }
+            Command::GiveBack {
+                queue,
+                sequence,
+                lock,
+            } => {
+                self.owned(&queue).queue.give_back(sequence, lock);
+            }
+            Command::Receive { queue, lock, reply } => {
+                let id = RequestId(self.out.next_number());
+                let rules = rules(&queue.key, &settings.cloud_to_device);
+                let owned = self.owned(&queue);
+                owned.requests.insert(id, reply);
+                owned.queue.request(id, lock.unwrap_or(rules.lock));
+            }
+            Command::SettleRequested {
+                queue,
+                lock,
+                settlement,
+                reply,
+            } => {
+                let id = RequestId(self.out.next_number());
+                let rules = rules(&queue.key, &settings.cloud_to_device);
+                self.with(&queue, &settings, |owned, effects| {
+                    let Some(sequence) = owned.queue.held_by_request(lock) else {
+                        // Whoever asked may have gone away.
+                        let _ = reply.send(Err(SettleError::LockLost));
+                        return;
+                    };
+                    owned.settlements.insert(id, reply);
+                    let waiter = Waiter::Request(id);
+                    owned
+                        .queue
+                        .settle(sequence, lock, settlement, waiter, now, &rules, effects);
+                });
+            }
+            Command::Remove {
+                messages,
+                cause,
+                reply,
+            } => self.remove(messages, cause, reply, &settings),
+            Command::Look {
+                queue,
+                sequences,
+                reply,
+            } => {
+                let known = self.queues.get(&queue.name);
+                let live = |sequence: &u64| known.map(|owned| owned.queue.live(*sequence));
+                let answer = sequences.iter().map(|s| live(s).unwrap_or_default());
+                // Whoever asked may have gone away.
+                let _ = reply.send(answer.collect());
+            }
+            Command::ForgetDetached { queue } => {
+                if self.queues.contains_key(&queue.name) {
+                    self.owned(&queue).queue.forget_detached();
+                }
+            }
+            Command::Forget { queue } => {
+                if self.queues.contains_key(&queue.name) {
+                    self.with(&queue, &settings, |owned, effects| {
+                        owned.queue.clear(effects);
+                    });
+                }
+            }
+            Command::Close => self.is_closing = true,
+        }
+    }
+
+    fn remove(
+        &mut self,
+        messages: Vec<(Arc<Named>, QueuedMessage)>,
+        cause: Cause,
+        reply: oneshot::Sender<Result<u64, StoreError>>,
+        settings: &HubSettings,
+    ) {
+        let number = self.out.next_number();
+        let mut removal = Removal {
+            left: 0,
+            gone: 0,
+            error: None,
+            reply,
+        };
+        for (queue, message) in messages {
+            self.with(&queue, settings, |owned, effects| {
+                if owned.queue.remove(message, cause, effects) {
+                    removal.left += 1;
+                }
+            });
+            // Settlements of this command carry its number.
+            if let Some(Pending::Settle { removal: mark, .. }) = self.out.pending.last_mut()
+                && removal.left > 0
+                && mark.is_none()
+            {
+                *mark = Some(number);
+            }
+        }
+        if removal.left == 0 {
+            // Whoever asked may have gone away.
+            let _ = removal.reply.send(Ok(0));
+        } else {
+            self.out.removals.insert(number, removal);
+        }
+    }
+
+    fn work_off_answers(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut progress = false;
+        while let Some(batch) = self.batches.front_mut() {
+            let Poll::Ready(answer) = batch.answer.poll_unpin(cx) else {
+                break;
+            };
+            progress = true;
+            let Some(batch) = self.batches.pop_front() else {
+                break;
+            };
+            match answer {
+                Ok(results) => {
+                    for (pending, result) in batch.pending.into_iter().zip(results) {
+                        self.answered(pending, Ok(result));
+                    }
+                }
+                Err(error) => {
+                    for pending in batch.pending {
+                        self.answered(pending, Err(error.clone()));
+                    }
+                }
+            }
+        }
+        progress
+    }
+
+    fn answered(&mut self, pending: Pending, result: Result<OperationResult, StoreError>) {
+        match pending {
+            Pending::Enqueue {
+                queue,
+                message,
+                enqueued,
+                expires,
+                depth_max,
+                mut owed,
+            } => {
+                let answer = match result {
+                    Ok(OperationResult::Enqueued { sequence }) => {
+                        self.arrived(&queue, sequence, message, expires);
+                        Ok(Accepted {
+                            sequence,
+                            enqueued,
+                            expires,
+                        })
+                    }
+                    Ok(OperationResult::QueueFull) => {
+                        Err(SendRefused::QueueFull { max: depth_max })
+                    }
+                    Ok(_) => Err(SendRefused::NoRoom),
+                    Err(error) => Err(error.into()),
+                };
+                owed.answer(answer);
+            }
+            Pending::EnqueueOwn {
+                queue,
+                message,
+                expires,
+                reply,
+            } => {
+                if let Ok(OperationResult::Enqueued { sequence }) = result {
+                    self.arrived(&queue, sequence, message, expires);
+                }
+                // Whoever asked may have gone away.
+                let _ = reply.send(result);
+            }
+            Pending::Count { queue } => {
+                // A count that was not remembered is one too low after a restart, at worst.
+                self.owned(&queue).queue.counted();
+            }
+            Pending::Settle {
+                queue,
+                sequence,
+                cause,
+                is_feedback_owed,
+                waiter,
+                removal,
+            } => {
+                let is_gone = result.is_ok();
+                let is_done = matches!(result, Ok(OperationResult::Done));
+                if is_done {
+                    outcome::count(&queue.key, cause);
+                    if is_feedback_owed {
+                        self.shared.feedback.ring();
+                    }
+                }
+                let told = match &result {
+                    Ok(OperationResult::Done) => Ok(()),
+                    // Somebody else settled it, or its device was deleted.
+                    Ok(_) => Err(SettleError::LockLost),
+                    Err(error) => Err(SettleError::Store(error.clone())),
+                };
+                let owned = self.owned(&queue);
+                owned.queue.settled(sequence, is_gone);
+                owned.tell(waiter, sequence, told);
+                if let Some(number) = removal {
+                    self.out.removed(number, is_done, result.err());
+                }
+            }
+        }
+    }
+
+    /// A message is durable: it may be wanted at once, and its end must not be missed.
+    fn arrived(&mut self, queue: &Arc<Named>, sequence: u64, message: Bytes, expires: Timestamp) {
+        let now = self.shared.now();
+        self.shared.due.note(expires);
+        if expires > now.wall && !self.queues.contains_key(&queue.name) {
+            return;
+        }
+        let settings = self.shared.settings.get();
+        self.with(queue, &settings, |owned, effects| {
+            owned
+                .queue
+                .enqueued(sequence, message, expires, now, effects);
+        });
+    }
+
+    fn work_off_loads(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut progress = false;
+        while let Poll::Ready(Some(loaded)) = self.loads.poll_next_unpin(cx) {
+            progress = true;
+            let Loaded { queue, after, page } = loaded;
+            match page {
+                Ok(page) => {
+                    let owned = self.owned(&queue);
+                    owned.queue.loaded(after, page.messages, page.more);
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "a queue cannot be read");
+                    let owned = self.owned(&queue);
+                    for request in owned.queue.load_failed() {
+                        if let Some(reply) = owned.requests.remove(&request) {
+                            // Whoever asked may have gone away.
+                            let _ = reply.send(Err(error.clone()));
+                        }
+                    }
+                    let at = self.shared.timer.monotonic().saturating_add(RETRY);
+                    self.out.at(at, Timed::Retry { queue });
+                }
+            }
+        }
+        progress
+    }
+
+    /// Ends the locks whose time is over.
+    fn pass_time(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut progress = false;
+        while let Some(first) = self.out.timers.first_entry() {
+            let (at, _) = *first.key();
+            let now = self.shared.now();
+            if at > now.monotonic {
+                let is_set = self.sleep.as_ref().is_some_and(|(set, _)| *set == at);
+                if !is_set {
+                    self.sleep = Some((at, self.shared.timer.sleep_until(at)));
+                }
+                let is_time = self
+                    .sleep
+                    .as_mut()
+                    .is_some_and(|(_, sleep)| sleep.poll_unpin(cx).is_ready());
+                if is_time {
+                    self.sleep = None;
+                    continue;
+                }
+                break;
+            }
+            progress = true;
+            let timed = first.remove();
+            let settings = self.shared.settings.get();
+            match timed {
+                Timed::LockEnds {
+                    queue,
+                    sequence,
+                    lock,
+                } => {
+                    let rules = rules(&queue.key, &settings.cloud_to_device);
+                    if self.queues.contains_key(&queue.name) {
+                        self.with(&queue, &settings, |owned, effects| {
+                            owned.queue.lock_ended(sequence, lock, now, &rules, effects);
+                        });
+                    }
+                }
+                Timed::Retry { queue } => self.owned(&queue).queue.retry(),
+            }
+        }
+        progress
+    }
+
+    /// Lets queues deliver in which something has happened, and puts those to rest that need not
+    /// be in memory.
+    fn dispatch(&mut self) -> bool {
+        if self.out.touched.is_empty() {
+            return false;
+        }
+        let now = self.shared.now();
+        let settings = self.shared.settings.get();
+        for name in std::mem::take(&mut self.out.touched) {
+            let Some(owned) = self.queues.get_mut(&name) else {
+                continue;
+            };
+            owned.is_touched = false;
+            let rules = rules(&owned.named.key, &settings.cloud_to_device);
+            let tokens = &mut self.out.tokens;
+            let mut effects = std::mem::take(&mut self.effects);
+            owned
+                .queue
+                .dispatch(now, &rules, &mut || tokens.next(), &mut effects);
+            self.out
+                .carry_out(owned, &mut effects, &self.shared, &self.loads, &settings);
+            self.effects = effects;
+            if owned.queue.rest() {
+                if owned.queue.is_empty() {
+                    self.queues.remove(&name);
+                } else {
+                    self.rests += 1;
+                    owned.rest = self.rests;
+                    self.remembered.push_back((name, self.rests));
+                    self.forget_oldest();
+                }
+            }
+        }
+        true
+    }
+
+    fn forget_oldest(&mut self) {
+        if self.remembered.len() <= REMEMBERED_MAX {
+            return;
+        }
+        if let Some((name, rest)) = self.remembered.pop_front()
+            && let Some(owned) = self.queues.get_mut(&name)
+            && owned.rest == rest
+            && owned.queue.rest()
+        {
+            self.queues.remove(&name);
+        }
+    }
+
+    fn submit(&mut self) -> bool {
+        if self.out.operations.is_empty() || self.batches.len() >= BATCHES_MAX {
+            return false;
+        }
+        self.out.bytes = 0;
+        let operations = std::mem::take(&mut self.out.operations);
+        self.batches.push_back(Batch {
+            answer: self.shared.queues.apply(operations),
+            pending: std::mem::take(&mut self.out.pending),
+        });
+        true
+    }
+
+    /// The queue, which is to be looked at before this round ends.
+    fn owned(&mut self, named: &Arc<Named>) -> &mut Owned {
+        let owned = self
+            .queues
+            .entry(named.name.clone())
+            .or_insert_with(|| Owned {
+                named: Arc::clone(named),
+                queue: Queue::new(),
+                inboxes: Vec::new(),
+                requests: HashMap::new(),
+                settlements: HashMap::new(),
+                is_touched: false,
+                rest: 0,
+            });
+        if !std::mem::replace(&mut owned.is_touched, true) {
+            self.out.touched.push(named.name.clone());
+        }
+        owned
+    }
+
+    /// Does something with a queue and carries out what it comes to.
+    fn with(
+        &mut self,
+        named: &Arc<Named>,
+        settings: &HubSettings,
+        work: impl FnOnce(&mut Owned, &mut Vec<Effect>),
+    ) {
+        self.owned(named);
+        let Some(owned) = self.queues.get_mut(&named.name) else {
+            return;
+        };
+        work(owned, &mut self.effects);
+        self.out.carry_out(
+            owned,
+            &mut self.effects,
+            &self.shared,
+            &self.loads,
+            settings,
+        );
+    }
+}
+
+impl Owned {
+    fn inbox(&self, id: ReceiverId) -> Option<&Arc<Inbox>> {
+        let mut inboxes = self.inboxes.iter();
+        inboxes
+            .find(|(known, _)| *known == id)
+            .map(|(_, inbox)| inbox)
+    }
+
+    fn tell(&mut self, waiter: Waiter, sequence: u64, told: Result<(), SettleError>) {
+        match waiter {
+            Waiter::Nobody => {}
+            Waiter::Receiver(id) => {
+                if let Some(inbox) = self.inbox(id) {
+                    inbox.tell(sequence, told);
+                }
+            }
+            Waiter::Request(id) => {
+                if let Some(reply) = self.settlements.remove(&id) {
+                    // Whoever asked may have gone away.
+                    let _ = reply.send(told);
+                }
+            }
+        }
+    }
+}
+
+impl Outbox {
+    fn is_full(&self) -> bool {
+        self.operations.len() >= BATCH_OPERATIONS_MAX || self.bytes >= BATCH_BYTES_MAX
+    }
+
+    fn push(&mut self, operation: Operation, pending: Pending) {
+        if let Operation::Enqueue { message, .. } = &operation {
+            self.bytes += message.len();
+        }
+        self.operations.push(operation);
+        self.pending.push(pending);
+    }
+
+    fn next_number(&mut self) -> u64 {
+        self.last_number += 1;
+        self.last_number
+    }
+
+    fn at(&mut self, at: Duration, timed: Timed) {
+        let number = self.next_number();
+        self.timers.insert((at, number), timed);
+    }
+
+    fn carry_out(
+        &mut self,
+        owned: &mut Owned,
+        effects: &mut Vec<Effect>,
+        shared: &Shared,
+        loads: &FuturesUnordered<BoxFuture<'static, Loaded>>,
+        settings: &HubSettings,
+    ) {
+        // Deliveries to one receiver go out together: one wake-up.
+        let mut run: Option<(ReceiverId, Vec<Delivery>)> = None;
+        for effect in effects.drain(..) {
+            if let Effect::Deliver { to, delivery } = effect {
+                match &mut run {
+                    Some((id, deliveries)) if *id == to => deliveries.push(delivery),
+                    _ => {
+                        owned.deliver(run.take());
+                        run = Some((to, vec![delivery]));
+                    }
+                }
+                continue;
+            }
+            self.carry_out_one(owned, effect, shared, loads, settings);
+        }
+        owned.deliver(run);
+    }
+
+    fn carry_out_one(
+        &mut self,
+        owned: &mut Owned,
+        effect: Effect,
+        shared: &Shared,
+        loads: &FuturesUnordered<BoxFuture<'static, Loaded>>,
+        settings: &HubSettings,
+    ) {
+        let named = Arc::clone(&owned.named);
+        match effect {
+            Effect::Deliver { to, delivery } => owned.deliver(Some((to, vec![delivery]))),
+            Effect::Answer { request, delivery } => {
+                let Some(reply) = owned.requests.remove(&request) else {
+                    return;
+                };
+                if let Err(Ok(Some(unseen))) = reply.send(Ok(delivery)) {
+                    owned.queue.give_back(unseen.sequence, unseen.lock);
+                }
+            }
+            Effect::Lock {
+                ends,
+                sequence,
+                lock,
+            } => {
+                let queue = named;
+                self.at(
+                    ends,
+                    Timed::LockEnds {
+                        queue,
+                        sequence,
+                        lock,
+                    },
+                );
+            }
+            Effect::Settle(settled) => {
+                let (operation, is_feedback_owed) =
+                    settle(&named, &settled, shared, &settings.cloud_to_device);
+                self.push(
+                    operation,
+                    Pending::Settle {
+                        queue: named,
+                        sequence: settled.sequence,
+                        cause: settled.cause,
+                        is_feedback_owed,
+                        waiter: settled.waiter,
+                        removal: None,
+                    },
+                );
+            }
+            Effect::Count { sequence, count } => {
+                let operation = Operation::SetDeliveryCount {
+                    queue: named.name.clone(),
+                    sequence,
+                    count,
+                };
+                self.push(operation, Pending::Count { queue: named });
+            }
+            Effect::Tell {
+                waiter,
+                sequence,
+                done,
+            } => {
+                let told = if done {
+                    Ok(())
+                } else {
+                    Err(SettleError::LockLost)
+                };
+                owned.tell(waiter, sequence, told);
+            }
+            Effect::Load { after } => {
+                let page = shared.queues.list(ListQueue {
+                    queue: named.name.clone(),
+                    after,
+                    limit: READ_AHEAD,
+                    bytes_max: READ_AHEAD_BYTES,
+                });
+                let load = page.map(move |page| Loaded {
+                    queue: named,
+                    after,
+                    page,
+                });
+                loads.push(load.boxed());
+            }
+        }
+    }
+
+    fn removed(&mut self, number: u64, is_done: bool, error: Option<StoreError>) {
+        let Some(removal) = self.removals.get_mut(&number) else {
+            return;
+        };
+        removal.left = removal.left.saturating_sub(1);
+        removal.gone += u64::from(is_done);
+        if removal.error.is_none() {
+            removal.error = error;
+        }
+        if removal.left == 0
+            && let Some(removal) = self.removals.remove(&number)
+        {
+            // Whoever asked may have gone away.
+            let _ = removal.reply.send(match removal.error {
+                None => Ok(removal.gone),
+                Some(error) => Err(error),
+            });
+        }
+    }
+}
+
+impl Owned {
+    fn deliver(&self, run: Option<(ReceiverId, Vec<Delivery>)>) {
+        if let Some((id, deliveries)) = run
+            && let Some(inbox) = self.inbox(id)
+        {
+            inbox.deliver(deliveries);
+        }
+    }
+}
+
+/// The operation that takes a message out, and whether it leaves a record for feedback.
+fn settle(
+    named: &Named,
+    settled: &Settled,
+    shared: &Shared,
+    settings: &CloudToDeviceSettings,
+) -> (Operation, bool) {
+    let outcomes = outcome::records(
+        settings,
+        &named.key,
+        settled.cause,
+        shared.now().wall,
+        &settled.message,
+        &settled.attempts,
+        settled.delivery_count,
+    );
+    let is_feedback_owed = outcomes.iter().any(|(lane, _)| *lane == FEEDBACK);
+    let operation = Operation::Settle {
+        queue: named.name.clone(),
+        sequence: settled.sequence,
+        outcomes,
+    };
+    (operation, is_feedback_owed)
+}
+
+/// What the settings say of a queue.
+fn rules(key: &QueueKey, settings: &CloudToDeviceSettings) -> Rules {
+    let (lock, max_delivery_count) = match key {
+        QueueKey::Device { .. } => (
+            fieldpost_model::limits::C2D_LOCK,
+            settings.max_delivery_count,
+        ),
+        QueueKey::Feedback => (settings.feedback.lock, settings.feedback.max_delivery_count),
+    };
+    Rules {
+        lock,
+        max_delivery_count,
+        counts_every_lock: settings.delivery_count_mode == DeliveryCountMode::EveryLock,
+    }
+}
+
+/// Lock tokens, from chance that is asked for many at a time.
+struct Tokens {
+    chance: Arc<dyn Chance>,
+    pool: Vec<[u8; 16]>,
+}
+
+const TOKENS_AT_ONCE: usize = 64;
+
+impl Tokens {
+    fn new(chance: Arc<dyn Chance>) -> Self {
+        Self {
+            chance,
+            pool: Vec::new(),
+        }
+    }
+
+    fn next(&mut self) -> LockToken {
+        if self.pool.is_empty() {
+            let mut bytes = [0; 16 * TOKENS_AT_ONCE];
+            self.chance.fill(&mut bytes);
+            let (tokens, _) = bytes.as_chunks::<16>();
+            self.pool.extend_from_slice(tokens);
+        }
+        LockToken::of_random(self.pool.pop().unwrap_or_default())
+    }
+}

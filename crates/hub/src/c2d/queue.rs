@@ -1,0 +1,774 @@
+//! The rules of one queue: plain data, without tasks, clocks or the store.
+//!
+//! Messages are in the store; here are those that may soon be delivered, and who holds which. Every
+//! method says what is to be done by [`Effect`]s. A message that leaves the queue leaves it here at
+//! once, and comes back by being read again when the store did not carry that out.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::time::Duration;
+
+use bytes::Bytes;
+use fieldpost_model::Timestamp;
+use fieldpost_store::queues::QueuedMessage;
+
+use super::outcome::{Attempt, AttemptEnd, AttemptReceiver, Attempts, Cause};
+use super::receiver::{Delivery, LockToken, Settlement};
+
+/// Messages of a queue that are read ahead of their delivery, and bytes of them.
+pub(super) const READ_AHEAD: usize = 64;
+pub(super) const READ_AHEAD_BYTES: usize = 256 * 1024;
+
+/// With fewer ready messages than this, more are read.
+const LOW: usize = 16;
+
+/// What the settings say of a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Rules {
+    /// How long a lock lasts that ends by itself.
+    pub(super) lock: Duration,
+    /// Counted deliveries before a message is dead-lettered.
+    pub(super) max_delivery_count: u32,
+    /// Whether a lock that expires counts, as an abandoned delivery does.
+    pub(super) counts_every_lock: bool,
+}
+
+/// The present, on both clocks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Now {
+    pub(super) wall: Timestamp,
+    pub(super) monotonic: Duration,
+}
+
+/// A receiver that is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct ReceiverId(pub(super) u64);
+
+/// A request for one message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct RequestId(pub(super) u64);
+
+/// Whom to tell when a settlement is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Waiter {
+    Nobody,
+    Receiver(ReceiverId),
+    Request(RequestId),
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Effect {
+    /// A receiver gets a message, locked for it.
+    Deliver { to: ReceiverId, delivery: Delivery },
+    /// A request is answered.
+    Answer {
+        request: RequestId,
+        delivery: Option<Delivery>,
+    },
+    /// A lock ends by itself at this moment of the monotonic clock.
+    Lock {
+        ends: Duration,
+        sequence: u64,
+        lock: LockToken,
+    },
+    /// The message leaves the queue; [`Queue::settled`] is owed.
+    Settle(Settled),
+    /// The count is to be remembered; [`Queue::counted`] is owed.
+    Count { sequence: u64, count: u32 },
+    /// Somebody is told at once: done without the store, or the lock was lost.
+    Tell {
+        waiter: Waiter,
+        sequence: u64,
+        done: bool,
+    },
+    /// Messages after this number are to be read; [`Queue::loaded`] is owed.
+    Load { after: u64 },
+}
+
+/// A message that leaves its queue.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Settled {
+    pub(super) sequence: u64,
+    pub(super) cause: Cause,
+    pub(super) message: Bytes,
+    pub(super) attempts: Attempts,
+    pub(super) delivery_count: u32,
+    pub(super) waiter: Waiter,
+}
+
+/// What is known of a message's state besides what the store knows.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Live {
+    /// Until when it is locked, if it is; `Some(None)` for as long as its receiver stays.
+    pub(super) locked: Option<Option<Duration>>,
+    pub(super) delivery_count: Option<u32>,
+    pub(super) attempts: Attempts,
+}
+
+/// One queue.
+#[derive(Debug)]
+pub(super) struct Queue {
+    entries: BTreeMap<u64, Entry>,
+    /// Those of `entries` that nobody holds.
+    ready: BTreeSet<u64>,
+    /// On their way out of the store.
+    settling: BTreeSet<u64>,
+    /// Deliveries that have ended, of messages that are still there.
+    past: HashMap<u64, Attempts>,
+    receivers: Vec<Attached>,
+    /// Whose turn it is among the receivers.
+    turn: usize,
+    requests: VecDeque<Request>,
+    /// What a session of MQTT had in flight when its connection ended, oldest first.
+    detached: Vec<(u64, u16)>,
+    /// Everything in the store up to this number is here, or on its way out.
+    read_through: u64,
+    /// The store may have messages after `read_through`.
+    has_more: bool,
+    is_loading: bool,
+    /// Something was put in that the read in progress may have missed.
+    missed: bool,
+    /// Counts on their way to the store.
+    counting: u32,
+}
+
+#[derive(Debug)]
+struct Entry {
+    message: Bytes,
+    expires: Timestamp,
+    delivery_count: u32,
+    held: Option<Held>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    by: Holder,
+    lock: LockToken,
+    since: Timestamp,
+    ends: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Holder {
+    Receiver(ReceiverId),
+    Request,
+}
+
+#[derive(Debug)]
+struct Attached {
+    id: ReceiverId,
+    epoch: u64,
+    is_timed: bool,
+    window: usize,
+    holds: usize,
+    /// What comes first, under the tags that it had.
+    again: VecDeque<(u64, u16)>,
+}
+
+#[derive(Debug)]
+struct Request {
+    id: RequestId,
+    lock: Duration,
+}
+
+impl Queue {
+    /// A queue of which nothing is known yet.
+    pub(super) fn new() -> Self {
+        Self {
+            entries: BTreeMap::new(),
+            ready: BTreeSet::new(),
+            settling: BTreeSet::new(),
+            past: HashMap::new(),
+            receivers: Vec::new(),
+            turn: 0,
+            requests: VecDeque::new(),
+            detached: Vec::new(),
+            read_through: 0,
+            has_more: true,
+            is_loading: false,
+            missed: false,
+            counting: 0,
+        }
+    }
+
+    /// Adds a receiver, which may hold nothing yet. With `resume`, what was in flight when the last
+    /// session was cut off comes first; otherwise that is forgotten.
+    /// Returns the tags that may come again.
+    pub(super) fn attach(
+        &mut self,
+        id: ReceiverId,
+        epoch: u64,
+        is_timed: bool,
+        resume: bool,
+    ) -> Vec<u16> {
+        let detached = std::mem::take(&mut self.detached);
+        let again: VecDeque<_> = if resume {
+            detached.into()
+        } else {
+            VecDeque::new()
+        };
+        let tags = again.iter().map(|(_, tag)| *tag).collect();
+        self.receivers.push(Attached {
+            id,
+            epoch,
+            is_timed,
+            window: 0,
+            holds: 0,
+            again,
+        });
+        tags
+    }
+
+    /// Forgets what was in flight when the last session was cut off.
+    pub(super) fn forget_detached(&mut self) {
+        self.detached.clear();
+    }
+
+    /// Removes a receiver. What it held is free again and does not count.
+    pub(super) fn detach(
+        &mut self,
+        id: ReceiverId,
+        in_flight: Vec<(u64, u16)>,
+        now: Now,
+        rules: &Rules,
+        out: &mut Vec<Effect>,
+    ) {
+        let by = Holder::Receiver(id);
+        let held = self.entries.iter().filter_map(|(sequence, entry)| {
+            entry.held.filter(|held| held.by == by).map(|_| *sequence)
+        });
+        for sequence in held.collect::<Vec<_>>() {
+            self.release(
+                sequence,
+                AttemptEnd::Disconnected,
+                now,
+                rules,
+                Waiter::Nobody,
+                out,
+            );
+        }
+        let Some(place) = self.receivers.iter().position(|r| r.id == id) else {
+            return;
+        };
+        let gone = self.receivers.remove(place);
+        // What was to come again and did not is still in flight.
+        self.detached = in_flight;
+        self.detached.extend(gone.again);
+    }
+
+    /// How many messages a receiver may hold.
+    pub(super) fn set_window(&mut self, id: ReceiverId, window: usize) {
+        if let Some(receiver) = self.receivers.iter_mut().find(|r| r.id == id) {
+            receiver.window = window;
+        }
+    }
+
+    /// Asks for one message, to be held for `lock`.
+    pub(super) fn request(&mut self, id: RequestId, lock: Duration) {
+        self.requests.push_back(Request { id, lock });
+    }
+
+    /// A message is in the store, behind all others.
+    pub(super) fn enqueued(
+        &mut self,
+        sequence: u64,
+        message: Bytes,
+        expires: Timestamp,
+        now: Now,
+        out: &mut Vec<Effect>,
+    ) {
+        if expires <= now.wall {
+            // The sweeper may have passed this moment already.
+            let due = QueuedMessage {
+                sequence,
+                expires,
+                delivery_count: 0,
+                message,
+            };
+            self.remove(due, Cause::Expired, out);
+            return;
+        }
+        if self.is_loading {
+            self.missed = true;
+        }
+        let is_next = !self.has_more && !self.is_loading && sequence > self.read_through;
+        if !is_next {
+            return;
+        }
+        if self.receivers.is_empty() && self.requests.is_empty() || self.ready.len() >= READ_AHEAD {
+            self.has_more = true;
+            return;
+        }
+        self.read_through = sequence;
+        self.insert(QueuedMessage {
+            sequence,
+            expires,
+            delivery_count: 0,
+            message,
+        });
+    }
+
+    /// The store could not be read. Until [`Queue::retry`] nothing is read; whoever asked for a
+    /// message has to be told.
+    pub(super) fn load_failed(&mut self) -> Vec<RequestId> {
+        self.requests.drain(..).map(|request| request.id).collect()
+    }
+
+    /// After a while the store may be asked again.
+    pub(super) fn retry(&mut self) {
+        self.is_loading = false;
+    }
+
+    /// The answer to [`Effect::Load`]: messages, and whether there are more.
+    pub(super) fn loaded(&mut self, after: u64, messages: Vec<QueuedMessage>, more: bool) {
+        self.is_loading = false;
+        let through = messages.last().map_or(after, |message| message.sequence);
+        for message in messages {
+            let known = self.entries.contains_key(&message.sequence)
+                || self.settling.contains(&message.sequence);
+            if !known {
+                self.insert(message);
+            }
+        }
+        // Unless something in front of it came back meanwhile.
+        if self.read_through == after {
+            self.read_through = through;
+        }
+        self.has_more = more || std::mem::take(&mut self.missed);
+    }
+
+    /// Delivers what can be delivered, and asks for more where there is none.
+    pub(super) fn dispatch(
+        &mut self,
+        now: Now,
+        rules: &Rules,
+        tokens: &mut dyn FnMut() -> LockToken,
+        out: &mut Vec<Effect>,
+    ) {
+        while let Some(request) = self.requests.front() {
+            let (id, lock) = (request.id, request.lock);
+            if let Some(sequence) = self.first_ready(now, out) {
+                self.requests.pop_front();
+                let ends = now.monotonic.saturating_add(lock);
+                let delivery = self.lock(sequence, Holder::Request, Some(ends), now, tokens(), out);
+                if let Some(delivery) = delivery {
+                    out.push(Effect::Answer {
+                        request: id,
+                        delivery: Some(delivery),
+                    });
+                }
+            } else if self.has_more || self.is_loading {
+                break;
+            } else {
+                self.requests.pop_front();
+                out.push(Effect::Answer {
+                    request: id,
+                    delivery: None,
+                });
+            }
+        }
+        let mut idle = 0;
+        while idle < self.receivers.len() {
+            self.turn = (self.turn + 1) % self.receivers.len();
+            if self.deliver_one(self.turn, now, rules, tokens, out) {
+                idle = 0;
+            } else {
+                idle += 1;
+            }
+        }
+        let is_wanted =
+            !self.requests.is_empty() || self.receivers.iter().any(|r| r.holds < r.window);
+        if is_wanted && self.has_more && !self.is_loading && self.ready.len() < LOW {
+            self.is_loading = true;
+            self.missed = false;
+            out.push(Effect::Load {
+                after: self.read_through,
+            });
+        }
+    }
+
+    /// Gives the receiver at `place` one message, if it may have one and there is one.
+    fn deliver_one(
+        &mut self,
+        place: usize,
+        now: Now,
+        rules: &Rules,
+        tokens: &mut dyn FnMut() -> LockToken,
+        out: &mut Vec<Effect>,
+    ) -> bool {
+        let (has_more, is_loading) = (self.has_more, self.is_loading);
+        let Some(receiver) = self.receivers.get_mut(place) else {
+            return false;
+        };
+        if receiver.holds >= receiver.window {
+            return false;
+        }
+        let mut tag = None;
+        let mut chosen = None;
+        while let Some((sequence, again)) = receiver.again.front().copied() {
+            let is_ready = self.ready.contains(&sequence);
+            let is_to_be_read =
+                sequence > self.read_through && self.ready.len() < LOW && (has_more || is_loading);
+            if !is_ready && is_to_be_read {
+                // Whatever came after it must wait.
+                return false;
+            }
+            receiver.again.pop_front();
+            let expires = self.entries.get(&sequence).map(|entry| entry.expires);
+            if is_ready && expires.is_some_and(|expires| expires > now.wall) {
+                (chosen, tag) = (Some(sequence), Some(again));
+                break;
+            }
+        }
+        let (id, is_timed) = (receiver.id, receiver.is_timed);
+        let Some(sequence) = chosen.or_else(|| self.first_ready(now, out)) else {
+            return false;
+        };
+        let ends = is_timed.then(|| now.monotonic.saturating_add(rules.lock));
+        let by = Holder::Receiver(id);
+        let Some(delivery) = self.lock(sequence, by, ends, now, tokens(), out) else {
+            return false;
+        };
+        if let Some(receiver) = self.receivers.get_mut(place) {
+            receiver.holds += 1;
+        }
+        out.push(Effect::Deliver {
+            to: id,
+            delivery: Delivery {
+                again: tag,
+                ..delivery
+            },
+        });
+        true
+    }
+
+    /// The first message that nobody holds. Those whose time is over leave the queue on the way.
+    fn first_ready(&mut self, now: Now, out: &mut Vec<Effect>) -> Option<u64> {
+        loop {
+            let sequence = *self.ready.first()?;
+            let entry = self.entries.get(&sequence)?;
+            if entry.expires > now.wall {
+                return Some(sequence);
+            }
+            self.leave(sequence, Cause::Expired, Waiter::Nobody, out);
+        }
+    }
+
+    fn lock(
+        &mut self,
+        sequence: u64,
+        by: Holder,
+        ends: Option<Duration>,
+        now: Now,
+        lock: LockToken,
+        out: &mut Vec<Effect>,
+    ) -> Option<Delivery> {
+        let entry = self.entries.get_mut(&sequence)?;
+        self.ready.remove(&sequence);
+        entry.held = Some(Held {
+            by,
+            lock,
+            since: now.wall,
+            ends,
+        });
+        if let Some(ends) = ends {
+            out.push(Effect::Lock {
+                ends,
+                sequence,
+                lock,
+            });
+        }
+        Some(Delivery {
+            sequence,
+            lock,
+            delivery_count: entry.delivery_count,
+            expires: entry.expires,
+            again: None,
+            message: entry.message.clone(),
+        })
+    }
+
+    /// Whoever holds `lock` of a message is done with it.
+    pub(super) fn settle(
+        &mut self,
+        sequence: u64,
+        lock: LockToken,
+        settlement: Settlement,
+        waiter: Waiter,
+        now: Now,
+        rules: &Rules,
+        out: &mut Vec<Effect>,
+    ) {
+        let held = self.entries.get(&sequence).and_then(|entry| entry.held);
+        if held.is_none_or(|held| held.lock != lock) {
+            out.push(Effect::Tell {
+                waiter,
+                sequence,
+                done: false,
+            });
+            return;
+        }
+        let (end, cause) = match settlement {
+            Settlement::Complete => (AttemptEnd::Completed, Cause::Completed),
+            Settlement::Reject => (AttemptEnd::Rejected, Cause::Rejected),
+            Settlement::Abandon => {
+                self.release(sequence, AttemptEnd::Abandoned, now, rules, waiter, out);
+                return;
+            }
+        };
+        self.note(sequence, end);
+        self.leave(sequence, cause, waiter, out);
+    }
+
+    /// The message that a request holds under `lock`.
+    pub(super) fn held_by_request(&self, lock: LockToken) -> Option<u64> {
+        let mut entries = self.entries.iter();
+        entries
+            .find(|(_, entry)| {
+                entry
+                    .held
+                    .is_some_and(|held| held.by == Holder::Request && held.lock == lock)
+            })
+            .map(|(sequence, _)| *sequence)
+    }
+
+    /// A lock ends by itself, unless it ended before.
+    pub(super) fn lock_ended(
+        &mut self,
+        sequence: u64,
+        lock: LockToken,
+        now: Now,
+        rules: &Rules,
+        out: &mut Vec<Effect>,
+    ) {
+        let held = self.entries.get(&sequence).and_then(|entry| entry.held);
+        if held.is_some_and(|held| held.lock == lock) {
+            self.release(
+                sequence,
+                AttemptEnd::LockExpired,
+                now,
+                rules,
+                Waiter::Nobody,
+                out,
+            );
+        }
+    }
+
+    /// A delivery was not taken: nobody has seen the message.
+    pub(super) fn give_back(&mut self, sequence: u64, lock: LockToken) {
+        let Some(entry) = self.entries.get_mut(&sequence) else {
+            return;
+        };
+        let Some(held) = entry.held.take_if(|held| held.lock == lock) else {
+            return;
+        };
+        self.ready.insert(sequence);
+        let mut receivers = self.receivers.iter_mut();
+        if let Some(receiver) = receivers.find(|r| held.by == Holder::Receiver(r.id)) {
+            receiver.holds = receiver.holds.saturating_sub(1);
+        }
+    }
+
+    /// Somebody outside says that a waiting message has to go: its time is over, or the queue is
+    /// emptied. One that is held stays with its holder. Whether it goes.
+    pub(super) fn remove(
+        &mut self,
+        message: QueuedMessage,
+        cause: Cause,
+        out: &mut Vec<Effect>,
+    ) -> bool {
+        let sequence = message.sequence;
+        if self.settling.contains(&sequence) {
+            return false;
+        }
+        match self.entries.get(&sequence) {
+            Some(entry) if entry.held.is_some() => false,
+            Some(_) => {
+                self.leave(sequence, cause, Waiter::Nobody, out);
+                true
+            }
+            None => {
+                self.settling.insert(sequence);
+                out.push(Effect::Settle(Settled {
+                    sequence,
+                    cause,
+                    message: message.message,
+                    attempts: self.past.get(&sequence).cloned().unwrap_or_default(),
+                    delivery_count: message.delivery_count,
+                    waiter: Waiter::Nobody,
+                }));
+                true
+            }
+        }
+    }
+
+    /// The answer to [`Effect::Settle`]: whether the message is gone from the store.
+    pub(super) fn settled(&mut self, sequence: u64, is_gone: bool) {
+        self.settling.remove(&sequence);
+        if is_gone {
+            self.past.remove(&sequence);
+        } else {
+            // It is read again.
+            self.read_through = self.read_through.min(sequence.saturating_sub(1));
+            self.has_more = true;
+            self.missed = true;
+        }
+    }
+
+    /// The answer to [`Effect::Count`].
+    pub(super) fn counted(&mut self) {
+        self.counting = self.counting.saturating_sub(1);
+    }
+
+    /// Forgets everything, because the device was deleted; receivers hear no more.
+    pub(super) fn clear(&mut self, out: &mut Vec<Effect>) {
+        for request in std::mem::take(&mut self.requests) {
+            out.push(Effect::Answer {
+                request: request.id,
+                delivery: None,
+            });
+        }
+        self.forget();
+        self.past.clear();
+        self.detached.clear();
+        self.has_more = false;
+    }
+
+    /// Lets go of what can be read again, if nobody needs it at present. Whether that is so.
+    pub(super) fn rest(&mut self) -> bool {
+        let is_idle = self.receivers.is_empty()
+            && self.requests.is_empty()
+            && self.settling.is_empty()
+            && self.counting == 0
+            && !self.is_loading
+            && self.ready.len() == self.entries.len();
+        if is_idle {
+            self.forget();
+        }
+        is_idle
+    }
+
+    /// Whether a queue at rest holds nothing that the store does not have.
+    pub(super) fn is_empty(&self) -> bool {
+        self.past.is_empty() && self.detached.is_empty()
+    }
+
+    /// What is known of a message.
+    pub(super) fn live(&self, sequence: u64) -> Live {
+        let entry = self.entries.get(&sequence);
+        let held = entry.and_then(|entry| entry.held);
+        Live {
+            locked: held.map(|held| held.ends),
+            delivery_count: entry.map(|entry| entry.delivery_count),
+            attempts: self.past.get(&sequence).cloned().unwrap_or_default(),
+        }
+    }
+
+    fn forget(&mut self) {
+        self.entries.clear();
+        self.ready.clear();
+        self.read_through = 0;
+        self.has_more = true;
+    }
+
+    fn insert(&mut self, message: QueuedMessage) {
+        self.ready.insert(message.sequence);
+        self.entries.insert(
+            message.sequence,
+            Entry {
+                message: message.message,
+                expires: message.expires,
+                delivery_count: message.delivery_count,
+                held: None,
+            },
+        );
+    }
+
+    /// A delivery ends and the message stays, unless it was the last one that it gets.
+    fn release(
+        &mut self,
+        sequence: u64,
+        end: AttemptEnd,
+        now: Now,
+        rules: &Rules,
+        waiter: Waiter,
+        out: &mut Vec<Effect>,
+    ) {
+        self.note(sequence, end);
+        let Some(entry) = self.entries.get_mut(&sequence) else {
+            return;
+        };
+        let counts = match end {
+            AttemptEnd::Abandoned => true,
+            AttemptEnd::LockExpired => rules.counts_every_lock,
+            AttemptEnd::Completed | AttemptEnd::Rejected | AttemptEnd::Disconnected => false,
+        };
+        if counts {
+            entry.delivery_count = entry.delivery_count.saturating_add(1);
+        }
+        let count = entry.delivery_count;
+        if counts && count >= rules.max_delivery_count {
+            self.leave(sequence, Cause::DeliveryCountExceeded, waiter, out);
+            return;
+        }
+        if entry.expires <= now.wall {
+            self.leave(sequence, Cause::Expired, waiter, out);
+            return;
+        }
+        self.ready.insert(sequence);
+        if counts {
+            self.counting += 1;
+            out.push(Effect::Count { sequence, count });
+        }
+        if waiter != Waiter::Nobody {
+            out.push(Effect::Tell {
+                waiter,
+                sequence,
+                done: true,
+            });
+        }
+    }
+
+    /// Ends whoever's hold there is on a message, and writes it down.
+    fn note(&mut self, sequence: u64, end: AttemptEnd) {
+        let Some(held) = self.entries.get_mut(&sequence).and_then(|e| e.held.take()) else {
+            return;
+        };
+        let receiver = match held.by {
+            Holder::Request => AttemptReceiver::Request,
+            Holder::Receiver(id) => {
+                let attached = self.receivers.iter_mut().find(|r| r.id == id);
+                AttemptReceiver::Connection {
+                    epoch: attached.map_or(0, |attached| {
+                        attached.holds = attached.holds.saturating_sub(1);
+                        attached.epoch
+                    }),
+                }
+            }
+        };
+        self.past.entry(sequence).or_default().note(Attempt {
+            at: held.since,
+            receiver,
+            end,
+        });
+    }
+
+    fn leave(&mut self, sequence: u64, cause: Cause, waiter: Waiter, out: &mut Vec<Effect>) {
+        let Some(entry) = self.entries.remove(&sequence) else {
+            return;
+        };
+        self.ready.remove(&sequence);
+        self.settling.insert(sequence);
+        out.push(Effect::Settle(Settled {
+            sequence,
+            cause,
+            message: entry.message,
+            attempts: self.past.get(&sequence).cloned().unwrap_or_default(),
+            delivery_count: entry.delivery_count,
+            waiter,
+        }));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,105 @@
+//! Wall-clock time that expires nothing by mistake.
+//!
+//! A clock that is set wrong for a while, by an operator or a bad time server, must not expire
+//! every message there is: a step of more than five minutes counts only when it has held for ten.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use fieldpost_model::Timestamp;
+
+use crate::clock::Timer;
+
+/// A step that is believed at once.
+const STEP_MAX: Duration = Duration::from_secs(5 * 60);
+
+/// How long a larger one must hold.
+const HOLD: Duration = Duration::from_secs(10 * 60);
+
+pub(super) struct SteadyWall {
+    timer: Arc<dyn Timer>,
+    /// Guards the reckoning; nothing else is taken while it is held.
+    state: Mutex<State>,
+}
+
+struct State {
+    wall: Timestamp,
+    monotonic: Duration,
+    /// Since when the clock shows something else.
+    doubted_since: Option<Duration>,
+}
+
+impl SteadyWall {
+    pub(super) fn new(timer: Arc<dyn Timer>) -> Self {
+        let state = Mutex::new(State {
+            wall: timer.now(),
+            monotonic: timer.monotonic(),
+            doubted_since: None,
+        });
+        Self { timer, state }
+    }
+
+    /// The time, as far as it is believed.
+    pub(super) fn now(&self) -> Timestamp {
+        let (wall, monotonic) = (self.timer.now(), self.timer.monotonic());
+        // No statement below can panic half way through a change.
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let reckoned = state
+            .wall
+            .saturating_add(monotonic.saturating_sub(state.monotonic));
+        let step = wall.since(reckoned).max(reckoned.since(wall));
+        let believed = step <= STEP_MAX
+            || state
+                .doubted_since
+                .is_some_and(|since| monotonic.saturating_sub(since) >= HOLD);
+        if believed {
+            *state = State {
+                wall,
+                monotonic,
+                doubted_since: None,
+            };
+            return wall;
+        }
+        if state.doubted_since.is_none() {
+            state.doubted_since = Some(monotonic);
+            tracing::warn!(
+                clock = %wall,
+                reckoned = %reckoned,
+                "the wall clock was set; it does not count for messages to devices before ten minutes"
+            );
+        }
+        reckoned
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::ManualClock;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[test]
+    fn a_large_step_counts_when_it_has_held() {
+        let start = Timestamp::from_millis(1_800_000_000_000);
+        let seconds = |count| start.saturating_add(Duration::from_secs(count));
+        let clock = Arc::new(ManualClock::new(start));
+        let wall = SteadyWall::new(Arc::clone(&clock) as _);
+        clock.advance(Duration::from_secs(10));
+        assert_eq!(wall.now(), seconds(10));
+        clock.set_wall(seconds(10 + 299));
+        assert_eq!(wall.now(), seconds(309));
+        // An hour forwards, and back again.
+        clock.set_wall(seconds(309).saturating_add(HOUR));
+        assert_eq!(wall.now(), seconds(309));
+        clock.advance(Duration::from_secs(599));
+        assert_eq!(wall.now(), seconds(908));
+        clock.set_wall(seconds(908));
+        assert_eq!(wall.now(), seconds(908));
+        // An hour back, for good.
+        clock.set_wall(seconds(908).saturating_sub(HOUR));
+        assert_eq!(wall.now(), seconds(908));
+        clock.advance(Duration::from_secs(600));
+        assert_eq!(wall.now(), seconds(1508).saturating_sub(HOUR));
+    }
+}
