@@ -1,10 +1,17 @@
-//! The stored form of cloud-to-device messages: every field comes back, and the bytes are pinned.
+//! The stored form of cloud-to-device messages: every field comes back, and the bytes are those of the
+//! format document.
+
+mod documented;
 
 use bytes::BytesMut;
 use fieldpost_model::{Ack, CloudMessage, Timestamp};
 use fieldpost_record::RecordError;
 use fieldpost_record::command::{CommandEnvelope, CommandView, encode};
 use proptest::prelude::*;
+
+use documented::{documented, hex};
+
+const DOCUMENT: &str = include_str!("../../../docs/formats/command.md");
 
 fn text() -> impl Strategy<Value = String> {
     proptest::collection::vec(any::<char>(), 0..40).prop_map(|chars| chars.into_iter().collect())
@@ -116,41 +123,95 @@ proptest! {
 }
 
 #[test]
-fn the_bytes_are_those_of_the_format() {
-    let mut message = CloudMessage {
-        to: "/devices/d/messages/devicebound".into(),
-        message_id: Some("m7".into()),
-        creation_time: Some("t".into()),
-        body: b"hello"[..].into(),
+fn the_examples_of_the_format_document_are_what_is_written() {
+    let check = |name: &str, (envelope, message): (CommandEnvelope<'_>, CloudMessage<'_>)| {
+        let written = hex(&stored(&envelope, &message));
+        assert_eq!(written, documented(DOCUMENT, name), "example {name}");
+    };
+    check("command-smallest", smallest());
+    check("command-full", fullest());
+}
+
+#[test]
+fn the_senders_own_expiry_and_acknowledgement_do_not_count() {
+    let (envelope, message) = smallest();
+    let mut other = message.clone();
+    other.expires = Some(Timestamp::from_millis(7));
+    other.ack = Ack::Full;
+    assert_eq!(stored(&envelope, &message), stored(&envelope, &other));
+}
+
+#[test]
+fn encoding_grows_the_buffer_once_and_by_little_more_than_it_needs() {
+    let (envelope, message) = fullest();
+    let out = stored(&envelope, &message);
+    // A second growth would have doubled the buffer.
+    assert!(out.capacity() < out.len() + 100, "{}", out.capacity());
+}
+
+#[test]
+fn what_no_writer_writes_is_refused_by_its_part() {
+    let (envelope, message) = smallest();
+    let written = stored(&envelope, &message).to_vec();
+    let check = |change: &dyn Fn(&mut Vec<u8>), expected: RecordError| {
+        let mut bytes = written.clone();
+        change(&mut bytes);
+        let refused = CommandView::parse(&bytes).map(|_| ());
+        assert_eq!(refused, Err(expected), "{bytes:x?}");
+    };
+    let malformed = |part| RecordError::Malformed { part };
+    check(&|b| b[0] = 2, RecordError::Version { version: 2 });
+    check(&Vec::clear, RecordError::Truncated);
+    check(&|b| b.truncate(21), RecordError::Truncated);
+    check(&|b| b[1] = 4, malformed("acknowledgement"));
+    // The fields' length is beyond the end.
+    check(&|b| b[21] = 0xFF, RecordError::Truncated);
+    check(&|b| b[22] = 9, malformed("field tag"));
+    check(&|b| b[22] = 0, malformed("field order"));
+    check(&|b| b[22] = 2, malformed("sender"));
+    check(&|b| b[24] = 0xFF, malformed("field text"));
+    // Nothing follows the envelope, or something else than sections.
+    check(&|b| b.truncate(31), malformed("properties section"));
+    check(&|b| b[31] = 1, malformed("properties section"));
+}
+
+/// To `dev1`, with nothing set.
+fn smallest() -> (CommandEnvelope<'static>, CloudMessage<'static>) {
+    let envelope = CommandEnvelope {
+        enqueued: Timestamp::from_millis(1_798_859_045_123),
+        expires: Timestamp::from_millis(1_798_862_645_123),
+        sender: "service",
+        ack: Ack::None,
+    };
+    let message = CloudMessage {
+        to: "/devices/dev1/messages/devicebound".into(),
+        body: b"go"[..].into(),
         ..CloudMessage::default()
     };
-    message.properties.set("color".into(), Some("blue".into()));
+    (envelope, message)
+}
+
+/// The same with everything set.
+fn fullest() -> (CommandEnvelope<'static>, CloudMessage<'static>) {
+    let (envelope, message) = smallest();
     let envelope = CommandEnvelope {
-        enqueued: Timestamp::from_millis(1),
-        expires: Timestamp::from_millis(2),
-        sender: "svc",
+        sender: "iothubowner",
         ack: Ack::Full,
+        ..envelope
     };
-    let bytes = stored(&envelope, &message);
-    let fixed: &[u8] = &[
-        1, 3, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0,
-    ];
-    let fields: &[u8] = b"\x01\x03svc\x02\x01t";
-    let properties: &[u8] =
-        b"\x00\x53\x73\xc0\x35\x09\xa1\x02m7\x40\xa1\x1f/devices/d/messages/devicebound\
-        \x40\x40\x40\x40\x40\x83\x00\x00\x00\x00\x00\x00\x00\x02";
-    let application: &[u8] = b"\x00\x53\x74\xc1\x0e\x02\xa1\x05color\xa1\x04blue";
-    let body: &[u8] = b"\x00\x53\x75\xa0\x05hello";
-    assert_eq!(
-        bytes,
-        [fixed, fields, properties, application, body].concat()
-    );
-    assert_eq!(
-        CommandView::parse(&[9; 40]).unwrap_err(),
-        RecordError::Version { version: 9 }
-    );
-    assert_eq!(
-        CommandView::parse(&bytes[..10]).unwrap_err(),
-        RecordError::Truncated
-    );
+    let mut message = CloudMessage {
+        message_id: Some("m1".into()),
+        correlation_id: Some("c1".into()),
+        user_id: Some(b"u1"[..].into()),
+        content_type: Some("text/plain".into()),
+        content_encoding: Some("utf-8".into()),
+        creation_time: Some("2027-01-02T03:04:05Z".into()),
+        message_schema: Some("s1".into()),
+        body: vec![0x2A; 260].into(),
+        ..message
+    };
+    message.properties.set("room".into(), Some("a b".into()));
+    message.properties.set("empty".into(), Some("".into()));
+    message.properties.set("bare".into(), None);
+    (envelope, message)
 }

@@ -1,5 +1,7 @@
 //! The record format: the documented examples, and what was encoded is read back.
 
+mod documented;
+
 use bytes::BytesMut;
 use fieldpost_model::{
     AuthKind, AuthScope, AuthStamp, DeviceMessage, Properties, SystemProperties, Timestamp,
@@ -9,12 +11,14 @@ use fieldpost_record::{
 };
 use proptest::prelude::*;
 
+use documented::{documented, hex};
+
 const DOCUMENT: &str = include_str!("../../../docs/formats/record.md");
 
 #[test]
 fn the_examples_of_the_format_document_are_what_is_written() {
     let check = |name: &str, written: &[u8]| {
-        assert_eq!(hex(written), documented(name), "example {name}");
+        assert_eq!(hex(written), documented(DOCUMENT, name), "example {name}");
     };
     let (envelope, message) = smallest();
     check("record-smallest", &encoded(&envelope, &message));
@@ -216,23 +220,4 @@ fn id() -> impl Strategy<Value = String> {
 
 fn text() -> impl Strategy<Value = String> {
     prop_oneof![4 => "\\PC{0,12}", 1 => "[a-z]{250,300}"]
-}
-
-/// The bytes of the fenced block ```` ```hex NAME ```` of the format document, as one hex string.
-/// What follows a `;` on a line is a comment.
-fn documented(name: &str) -> String {
-    let opening = format!("```hex {name}\n");
-    let (_, block) = DOCUMENT
-        .split_once(&opening)
-        .unwrap_or_else(|| panic!("the document has no example {name}"));
-    let (block, _) = block.split_once("```").expect("the block ends");
-    block
-        .lines()
-        .flat_map(|line| line.split(';').next().unwrap_or_default().chars())
-        .filter(|c| !c.is_whitespace())
-        .collect()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -68,7 +68,7 @@ fn million(path: &Path) -> Result<(), Failure> {
     let (begin, used) = (Instant::now(), cpu());
     let mut answers = VecDeque::new();
     for first in (0..QUEUES).step_by(1_000) {
-        let batch = (first..first + 1_000).map(|number| enqueue(mixed(number)));
+        let batch = (first..first + 1_000).map(|number| enqueue(mixed(number), number));
         answers.push_back(store.queues.apply(batch.collect()));
         if answers.len() == BATCHES
             && let Some(answer) = answers.pop_front()
@@ -98,7 +98,7 @@ fn million(path: &Path) -> Result<(), Failure> {
     block_on(
         store
             .queues
-            .apply((0..10_000).map(|n| enqueue(mixed(n))).collect()),
+            .apply((0..10_000).map(|n| enqueue(mixed(n), n)).collect()),
     )?;
     println!("10,000 more after opening: {:?}", begin.elapsed());
 
@@ -200,7 +200,7 @@ fn cycles(path: &Path, in_flight: usize, record: bool) -> Result<(), Failure> {
         while answers.len() < BATCHES {
             let queues: Vec<_> = (0..size as u64).map(|at| mixed(number + at)).collect();
             number += size as u64;
-            let operations = queues.iter().map(|queue| enqueue(*queue)).collect();
+            let operations = queues.iter().map(|queue| enqueue(*queue, number)).collect();
             answers.push_back((Instant::now(), queues, store.queues.apply(operations)));
         }
         let Some((sent, queues, answer)) = answers.pop_front() else {
@@ -255,9 +255,10 @@ fn name(number: u64) -> QueueName {
     QueueName(name.into())
 }
 
-fn enqueue(number: u64) -> Operation {
+/// A message that expires in the order of sending, as most do.
+fn enqueue(queue: u64, number: u64) -> Operation {
     Operation::Enqueue {
-        queue: name(number),
+        queue: name(queue),
         message: Bytes::from(vec![b'm'; MESSAGE_BYTES]),
         expires: Timestamp::from_millis(1_800_000_000_000 + i64::try_from(number).unwrap_or(0)),
         depth_max: 50,

@@ -5,6 +5,7 @@ use axum::body::{self, Body};
 use axum::extract::{RawPathParams, Request};
 use axum::http::{HeaderMap, header, request};
 use bytes::Bytes;
+use fieldpost_hub::c2d::LockToken;
 use fieldpost_hub::identity::Precondition;
 use fieldpost_hub::policies::Rights;
 use fieldpost_model::{DeviceId, ModuleId};
@@ -14,6 +15,7 @@ use std::sync::Arc;
 
 use super::Api;
 use super::connection::Activity;
+use super::device_bound::lock_of;
 use super::refusal::Refusal;
 use crate::clock::within;
 
@@ -76,6 +78,11 @@ impl Call {
     pub(crate) fn module_id(&self) -> Result<ModuleId, Refusal> {
         ModuleId::new(self.path_parameter("module"))
             .map_err(|error| Refusal::argument(format!("module id: {error}")))
+    }
+
+    /// The lock that the path names; `If-Match` may name it as well and must then agree.
+    pub(crate) fn lock(&self) -> Result<LockToken, Refusal> {
+        lock_of(Some(self.path_parameter("lock")), &self.parts.headers)
     }
 
     fn path_parameter(&self, name: &str) -> &str {

@@ -1,9 +1,12 @@
 //! Routes of single devices, lists and statistics.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::header::{self, HeaderValue};
 use axum::http::{Response, StatusCode};
+use fieldpost_hub::c2d::PurgeError;
 use fieldpost_hub::identity::{Device, Precondition};
 use fieldpost_hub::policies::Rights;
 use fieldpost_model::Identity;
@@ -32,7 +35,7 @@ pub(crate) async fn put(
         Some(condition) => registry.update(spec, condition).await,
     };
     let device = device.map_err(|error| Refusal::of_registry(error, &id))?;
-    Ok(one_device(&api, &device).await)
+    one_device(&api, &device).await
 }
 
 /// `GET /devices/{id}`.
@@ -44,7 +47,7 @@ pub(crate) async fn get(
     let id = call.device_id()?;
     match api.hub.registry().get(&id).await? {
         None => Err(Refusal::DeviceNotFound(id)),
-        Some(device) => Ok(one_device(&api, &device).await),
+        Some(device) => one_device(&api, &device).await,
     }
 }
 
@@ -65,6 +68,33 @@ pub(crate) async fn delete(
     // Python's service SDK takes 200 for a failure.
     *response.status_mut() = StatusCode::NO_CONTENT;
     Ok(response)
+}
+
+/// `DELETE /devices/{id}/commands`: empties the queue of messages to the device.
+pub(crate) async fn purge(
+    State(api): State<Api>,
+    request: Request,
+) -> Result<Response<Body>, Refusal> {
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Purged<'a> {
+        device_id: &'a str,
+        /// Empty for the device itself.
+        module_id: &'a str,
+        total_messages_purged: u64,
+    }
+    let call = Call::open(&api, request, Rights::SERVICE_CONNECT).await?;
+    let id = call.device_id()?;
+    let purged = api.hub.c2d().purge(&id, None).await;
+    let total_messages_purged = purged.map_err(|error| match error {
+        PurgeError::UnknownDevice => Refusal::DeviceNotFound(id.clone()),
+        PurgeError::Store(error) => error.into(),
+    })?;
+    Ok(json(&Purged {
+        device_id: id.as_str(),
+        module_id: "",
+        total_messages_purged,
+    }))
 }
 
 /// `GET /devices?top=n`.
@@ -90,10 +120,17 @@ pub(crate) async fn list(
         .map(|device| Identity::of_device(device.device_id.clone()))
         .collect();
     let states = api.hub.presence().states(&identities).await;
+    let queues: Vec<_> = identities
+        .into_iter()
+        .zip(&devices)
+        .map(|(identity, device)| (identity, Arc::clone(&device.generation_id)))
+        .collect();
+    let counts = api.hub.c2d().message_counts(&queues).await?;
     let documents: Vec<_> = devices
         .iter()
         .zip(&states)
-        .map(|(device, state)| device_document(device, state))
+        .zip(counts)
+        .map(|((device, state), messages)| device_document(device, state, messages))
         .collect();
     Ok(json(&documents))
 }
@@ -160,14 +197,17 @@ pub(crate) async fn service_statistics(
     }))
 }
 
-async fn one_device(api: &Api, device: &Device) -> Response<Body> {
+async fn one_device(api: &Api, device: &Device) -> Result<Response<Body>, Refusal> {
     let identity = Identity::of_device(device.device_id.clone());
     let state = api.hub.presence().state(&identity).await;
-    let mut response = json(&device_document(device, &state));
+    let queue = [(identity, Arc::clone(&device.generation_id))];
+    let counts = api.hub.c2d().message_counts(&queue).await?;
+    let messages = counts.first().copied().unwrap_or(0);
+    let mut response = json(&device_document(device, &state, messages));
     if let Ok(etag) = HeaderValue::from_str(&format!("\"{}\"", device.etag())) {
         response.headers_mut().insert(header::ETAG, etag);
     }
-    response
+    Ok(response)
 }
 
 pub(crate) fn json(value: &impl Serialize) -> Response<Body> {

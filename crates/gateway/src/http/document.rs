@@ -86,9 +86,13 @@ pub enum InvalidDocument {
     },
 }
 
-/// The document of a device.
+/// The document of a device, to which `messages` messages wait.
 #[must_use]
-pub fn device_document<'a>(device: &'a Device, state: &ConnectionState) -> DeviceDocument<'a> {
+pub fn device_document<'a>(
+    device: &'a Device,
+    state: &ConnectionState,
+    messages: u64,
+) -> DeviceDocument<'a> {
     let mut symmetric_key = SymmetricKeyDocument {
         primary_key: None,
         secondary_key: None,
@@ -129,7 +133,7 @@ pub fn device_document<'a>(device: &'a Device, state: &ConnectionState) -> Devic
         status_updated_time: device.status_updated.to_string(),
         last_activity_time: state.last_activity.to_string(),
         // The registry holds no queues yet; nothing can be pending.
-        cloud_to_device_message_count: 0,
+        cloud_to_device_message_count: messages,
         authentication: AuthenticationDocument {
             symmetric_key,
             x509_thumbprint,

@@ -1,10 +1,12 @@
-//! The registry's REST routes, on the port that also carries WebSocket.
+//! The REST routes of services and the HTTPS interface of devices, on the port that also carries WebSocket.
 
 mod bulk;
 pub(crate) mod call;
 pub(crate) mod connection;
+mod device_bound;
 mod devices;
 pub mod document;
+mod feedback;
 pub(crate) mod path;
 pub(crate) mod refusal;
 #[cfg(test)]
@@ -15,7 +17,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, put};
+use axum::routing::{delete, get, post, put};
 use fieldpost_hub::Hub;
 use tower::ServiceExt;
 
@@ -53,6 +55,28 @@ impl Routes {
                     .fallback(wrong_method),
             )
             .route(
+                "/devices/{device}/commands",
+                delete(devices::purge).fallback(wrong_method),
+            )
+            .route(
+                "/devices/{device}/modules/{module}/commands",
+                delete(devices::module).fallback(wrong_method),
+            )
+            .merge(device_bound_routes("/devices/{device}"))
+            .merge(device_bound_routes("/devices/{device}/modules/{module}"))
+            .route(
+                "/messages/servicebound/feedback",
+                get(feedback::receive).fallback(wrong_method),
+            )
+            .route(
+                "/messages/servicebound/feedback/{lock}",
+                delete(feedback::complete).fallback(wrong_method),
+            )
+            .route(
+                "/messages/servicebound/feedback/{lock}/abandon",
+                post(feedback::abandon).fallback(wrong_method),
+            )
+            .route(
                 "/devices/{device}/modules",
                 get(devices::modules).fallback(wrong_method),
             )
@@ -83,6 +107,21 @@ impl Routes {
     pub(crate) fn refuse(&self, refused: Refusal) -> Response {
         refusal::write(&self.api, refused.into_response())
     }
+}
+
+/// What a device or module does with messages to it.
+fn device_bound_routes(identity: &str) -> Router<Api> {
+    let messages = format!("{identity}/messages/devicebound");
+    Router::new()
+        .route(&messages, get(device_bound::receive).fallback(wrong_method))
+        .route(
+            &format!("{messages}/{{lock}}"),
+            delete(device_bound::complete_or_reject).fallback(wrong_method),
+        )
+        .route(
+            &format!("{messages}/{{lock}}/abandon"),
+            post(device_bound::abandon).fallback(wrong_method),
+        )
 }
 
 async fn no_such_path() -> Refusal {

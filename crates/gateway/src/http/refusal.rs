@@ -42,6 +42,8 @@ pub(crate) enum Refusal {
     DefinedTwice,
     /// The condition of the request does not hold.
     PreconditionFailed,
+    /// The lock of a message has ended, or never was.
+    MessageLockLost,
     /// The body is too long.
     BodyTooLarge,
     /// The body did not come in time.
@@ -107,6 +109,7 @@ impl Refusal {
             Self::DeviceAlreadyExists => (S::CONFLICT, 409_001, "DeviceAlreadyExists"),
             Self::DefinedTwice => (S::BAD_REQUEST, 400_011, "DeviceDefinedMultipleTimes"),
             Self::PreconditionFailed => (S::PRECONDITION_FAILED, 412_001, "PreconditionFailed"),
+            Self::MessageLockLost => (S::PRECONDITION_FAILED, 412_002, "DeviceMessageLockLost"),
             Self::BodyTooLarge => (S::PAYLOAD_TOO_LARGE, 413_001, "MessageTooLarge"),
             Self::BodyTimeout => (S::BAD_REQUEST, 400_024, "RequestTimedOut"),
             Self::Unavailable => (S::SERVICE_UNAVAILABLE, 503_001, "ServiceUnavailable"),
@@ -136,6 +139,7 @@ impl Refusal {
             Self::DeviceAlreadyExists => "A device with this id is registered already".into(),
             Self::DefinedTwice => "The device is named more than once in the request".into(),
             Self::PreconditionFailed => "The identity has another etag".into(),
+            Self::MessageLockLost => "The message is not locked under this token".into(),
             Self::BodyTooLarge => "The request body is too large".into(),
             Self::BodyTimeout => "The request body did not come in time".into(),
             Self::Unavailable => "The hub cannot answer at the moment; try again".into(),

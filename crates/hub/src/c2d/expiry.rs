@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use fieldpost_model::Timestamp;
@@ -34,6 +34,8 @@ const RETRY: Duration = Duration::from_secs(1);
 /// When the next message ends, as far as the task knows.
 pub(super) struct Due {
     next: AtomicI64,
+    /// What was passed has to be looked at again.
+    again: AtomicBool,
     sooner: Notify,
 }
 
@@ -41,6 +43,7 @@ impl Default for Due {
     fn default() -> Self {
         Self {
             next: AtomicI64::new(i64::MAX),
+            again: AtomicBool::new(false),
             sooner: Notify::new(),
         }
     }
@@ -53,6 +56,13 @@ impl Due {
         if expires < self.next.fetch_min(expires, Ordering::AcqRel) {
             self.sooner.notify_one();
         }
+    }
+
+    /// A message that was passed because somebody held it is free again, and the store still has
+    /// it.
+    pub(super) fn look_again(&self) {
+        self.again.store(true, Ordering::Release);
+        self.sooner.notify_one();
     }
 
     fn next(&self) -> Timestamp {
@@ -110,6 +120,11 @@ impl Sweeper {
     /// Ends everything that is due, and learns when the next one will be.
     async fn sweep(&mut self) -> Result<(), StoreError> {
         let now = self.inner.wall.now();
+        // After a clock was set back, messages may end before what was passed.
+        let is_set_back = self.passed.is_some_and(|passed| passed.expires > now);
+        if self.inner.due.again.swap(false, Ordering::AcqRel) || is_set_back {
+            self.passed = None;
+        }
         if self.inner.due.next() > now && self.passed.is_some() {
             return Ok(());
         }

@@ -5,7 +5,10 @@
 //! to, and goes on while that becomes durable; answers are worked off in the order of the batches, so
 //! that a message is offered in the order in which it was put in.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+mod command;
+mod outbox;
+
+use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -13,34 +16,26 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fieldpost_model::Timestamp;
-use fieldpost_store::queues::{
-    ListQueue, Operation, OperationResult, QueueName, QueuePage, QueuedMessage,
-};
+use fieldpost_store::queues::{Operation, OperationResult, QueueName, QueuedMessage};
 use fieldpost_store::{Answer, StoreError};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::{mpsc, oneshot};
 
-use super::lanes::FEEDBACK;
 use super::names::{Named, QueueKey};
 use super::outcome::{self, Cause};
-use super::queue::{
-    Effect, Live, Queue, READ_AHEAD, READ_AHEAD_BYTES, ReceiverId, RequestId, Rules, Settled,
-    Waiter,
-};
-use super::receiver::{Delivery, Inbox, LockToken, SettleError, Settlement};
-use super::sender::Owed;
+use super::queue::{Effect, Queue, RequestId, Rules, Waiter};
+use super::receiver::SettleError;
 use super::{Accepted, SendRefused, Shared};
-use crate::clock::{Chance, Sleep};
+use crate::clock::Sleep;
 use crate::settings::{CloudToDeviceSettings, DeliveryCountMode, HubSettings};
+
+pub(super) use command::Command;
+use outbox::{Loaded, Outbox, Owned, Pending, Removal, Timed};
 
 /// Batches that may be on their way to the store. More would only be smaller.
 const BATCHES_MAX: usize = 4;
-
-/// Operations in one batch, and bytes of their messages.
-const BATCH_OPERATIONS_MAX: usize = 1024;
-const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// How long an owner waits before it asks a store again that could not be read.
 const RETRY: Duration = Duration::from_secs(1);
@@ -48,115 +43,6 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Queues at rest of which more is remembered than the store knows: past attempts, and what
 /// sessions had in flight. The oldest are forgotten.
 const REMEMBERED_MAX: usize = 16_384;
-
-/// What an owner is asked to do.
-pub(super) enum Command {
-    /// Put a message for a device in.
-    Enqueue {
-        queue: Arc<Named>,
-        message: Bytes,
-        enqueued: Timestamp,
-        expires: Timestamp,
-        owed: Owed,
-    },
-    /// Put a message of the hub's own in.
-    EnqueueOwn {
-        queue: Arc<Named>,
-        message: Bytes,
-        expires: Timestamp,
-        depth_max: u64,
-        once: Option<u64>,
-        reply: oneshot::Sender<Result<OperationResult, StoreError>>,
-    },
-    /// Add a receiver.
-    Attach {
-        queue: Arc<Named>,
-        id: ReceiverId,
-        epoch: u64,
-        is_timed: bool,
-        resume: bool,
-        inbox: Arc<Inbox>,
-    },
-    /// Let it hold so many.
-    Window {
-        queue: Arc<Named>,
-        id: ReceiverId,
-        window: usize,
-    },
-    /// Remove it.
-    Detach {
-        queue: Arc<Named>,
-        id: ReceiverId,
-        in_flight: Vec<(u64, u16)>,
-    },
-    /// A receiver is done with a message.
-    Settle {
-        queue: Arc<Named>,
-        sequence: u64,
-        lock: LockToken,
-        settlement: Settlement,
-        tell: Option<ReceiverId>,
-    },
-    /// A delivery was not taken.
-    GiveBack {
-        queue: Arc<Named>,
-        sequence: u64,
-        lock: LockToken,
-    },
-    /// Lock the next message for a request.
-    Receive {
-        queue: Arc<Named>,
-        lock: Option<Duration>,
-        reply: oneshot::Sender<Result<Option<Delivery>, StoreError>>,
-    },
-    /// A request is done with a message.
-    SettleRequested {
-        queue: Arc<Named>,
-        lock: LockToken,
-        settlement: Settlement,
-        reply: oneshot::Sender<Result<(), SettleError>>,
-    },
-    /// Messages that wait have to go, for one cause. Answered when that is durable, with how many
-    /// went and, if some did not for the store's sake, its error.
-    Remove {
-        messages: Vec<(Arc<Named>, QueuedMessage)>,
-        cause: Cause,
-        reply: oneshot::Sender<Result<u64, StoreError>>,
-    },
-    /// What is known of some messages of a queue.
-    Look {
-        queue: Arc<Named>,
-        sequences: Vec<u64>,
-        reply: oneshot::Sender<Vec<Live>>,
-    },
-    /// What a session had in flight means nothing any more.
-    ForgetDetached { queue: Arc<Named> },
-    /// The device is gone.
-    Forget { queue: Arc<Named> },
-    /// Finish what is under way, and end.
-    Close,
-}
-
-impl Command {
-    /// The queue that it is about, if it is about one.
-    pub(super) fn queue(&self) -> Option<&Arc<Named>> {
-        match self {
-            Self::Enqueue { queue, .. }
-            | Self::EnqueueOwn { queue, .. }
-            | Self::Attach { queue, .. }
-            | Self::Window { queue, .. }
-            | Self::Detach { queue, .. }
-            | Self::Settle { queue, .. }
-            | Self::GiveBack { queue, .. }
-            | Self::Receive { queue, .. }
-            | Self::SettleRequested { queue, .. }
-            | Self::Look { queue, .. }
-            | Self::ForgetDetached { queue }
-            | Self::Forget { queue } => Some(queue),
-            Self::Remove { .. } | Self::Close => None,
-        }
-    }
-}
 
 /// Owns queues and works off what it is told.
 pub(super) struct Owner {
@@ -174,88 +60,9 @@ pub(super) struct Owner {
     is_closing: bool,
 }
 
-struct Owned {
-    named: Arc<Named>,
-    queue: Queue,
-    inboxes: Vec<(ReceiverId, Arc<Inbox>)>,
-    requests: HashMap<RequestId, oneshot::Sender<Result<Option<Delivery>, StoreError>>>,
-    /// Requests that wait for a settlement.
-    settlements: HashMap<RequestId, oneshot::Sender<Result<(), SettleError>>>,
-    is_touched: bool,
-    /// The number of its present rest.
-    rest: u64,
-}
-
 struct Batch {
     answer: Answer<Result<Vec<OperationResult>, StoreError>>,
     pending: Vec<Pending>,
-}
-
-struct Loaded {
-    queue: Arc<Named>,
-    after: u64,
-    page: Result<QueuePage, StoreError>,
-}
-
-/// What an operation was for.
-enum Pending {
-    Enqueue {
-        queue: Arc<Named>,
-        message: Bytes,
-        enqueued: Timestamp,
-        expires: Timestamp,
-        depth_max: u64,
-        owed: Owed,
-    },
-    EnqueueOwn {
-        queue: Arc<Named>,
-        message: Bytes,
-        expires: Timestamp,
-        reply: oneshot::Sender<Result<OperationResult, StoreError>>,
-    },
-    Settle {
-        queue: Arc<Named>,
-        sequence: u64,
-        cause: Cause,
-        is_feedback_owed: bool,
-        waiter: Waiter,
-        removal: Option<u64>,
-    },
-    Count {
-        queue: Arc<Named>,
-    },
-}
-
-/// A [`Command::Remove`] that is under way.
-struct Removal {
-    left: usize,
-    gone: u64,
-    error: Option<StoreError>,
-    reply: oneshot::Sender<Result<u64, StoreError>>,
-}
-
-/// What goes out with the next batch, and later.
-struct Outbox {
-    operations: Vec<Operation>,
-    pending: Vec<Pending>,
-    bytes: usize,
-    touched: Vec<QueueName>,
-    timers: BTreeMap<(Duration, u64), Timed>,
-    removals: HashMap<u64, Removal>,
-    tokens: Tokens,
-    last_number: u64,
-}
-
-/// What happens at a moment.
-enum Timed {
-    LockEnds {
-        queue: Arc<Named>,
-        sequence: u64,
-        lock: LockToken,
-    },
-    Retry {
-        queue: Arc<Named>,
-    },
 }
 
 impl Drop for Owner {
@@ -270,21 +77,12 @@ impl Drop for Owner {
 
 impl Owner {
     pub(super) fn new(shared: Arc<Shared>, commands: mpsc::UnboundedReceiver<Command>) -> Self {
-        let tokens = Tokens::new(Arc::clone(&shared.chance));
+        let out = Outbox::new(Arc::clone(&shared.chance));
         Self {
             shared,
             commands,
             queues: HashMap::new(),
-            out: Outbox {
-                operations: Vec::new(),
-                pending: Vec::new(),
-                bytes: 0,
-                touched: Vec::new(),
-                timers: BTreeMap::new(),
-                removals: HashMap::new(),
-                tokens,
-                last_number: 0,
-            },
+            out,
             batches: VecDeque::new(),
             loads: FuturesUnordered::new(),
             remembered: VecDeque::new(),
@@ -435,7 +233,9 @@ impl Owner {
                 sequence,
                 lock,
             } => {
-                self.owned(&queue).queue.give_back(sequence, lock);
+                self.with(&queue, &settings, |owned, effects| {
+                    owned.queue.give_back(sequence, lock, now, effects);
+                });
             }
             Command::Receive { queue, lock, reply } => {
                 let id = RequestId(self.out.next_number());
@@ -627,6 +427,12 @@ impl Owner {
                 let owned = self.owned(&queue);
                 owned.queue.settled(sequence, is_gone);
                 owned.tell(waiter, sequence, told);
+                if !is_gone {
+                    // Its time may have come while it was held; the sweeper has passed it then.
+                    self.shared.due.look_again();
+                    let at = self.shared.timer.monotonic().saturating_add(RETRY);
+                    self.out.retry_at(at, queue);
+                }
                 if let Some(number) = removal {
                     self.out.removed(number, is_done, result.err());
                 }
@@ -669,7 +475,7 @@ impl Owner {
                         }
                     }
                     let at = self.shared.timer.monotonic().saturating_add(RETRY);
-                    self.out.at(at, Timed::Retry { queue });
+                    self.out.retry_at(at, queue);
                 }
             }
         }
@@ -752,6 +558,12 @@ impl Owner {
                 }
             }
         }
+        // What a request did not live to see, somebody else may want.
+        for (queue, sequence, lock) in std::mem::take(&mut self.out.unseen) {
+            self.with(&queue, &settings, |owned, effects| {
+                owned.queue.give_back(sequence, lock, now, effects);
+            });
+        }
         true
     }
 
@@ -823,223 +635,6 @@ impl Owner {
     }
 }
 
-impl Owned {
-    fn inbox(&self, id: ReceiverId) -> Option<&Arc<Inbox>> {
-        let mut inboxes = self.inboxes.iter();
-        inboxes
-            .find(|(known, _)| *known == id)
-            .map(|(_, inbox)| inbox)
-    }
-
-    fn tell(&mut self, waiter: Waiter, sequence: u64, told: Result<(), SettleError>) {
-        match waiter {
-            Waiter::Nobody => {}
-            Waiter::Receiver(id) => {
-                if let Some(inbox) = self.inbox(id) {
-                    inbox.tell(sequence, told);
-                }
-            }
-            Waiter::Request(id) => {
-                if let Some(reply) = self.settlements.remove(&id) {
-                    // Whoever asked may have gone away.
-                    let _ = reply.send(told);
-                }
-            }
-        }
-    }
-}
-
-impl Outbox {
-    fn is_full(&self) -> bool {
-        self.operations.len() >= BATCH_OPERATIONS_MAX || self.bytes >= BATCH_BYTES_MAX
-    }
-
-    fn push(&mut self, operation: Operation, pending: Pending) {
-        if let Operation::Enqueue { message, .. } = &operation {
-            self.bytes += message.len();
-        }
-        self.operations.push(operation);
-        self.pending.push(pending);
-    }
-
-    fn next_number(&mut self) -> u64 {
-        self.last_number += 1;
-        self.last_number
-    }
-
-    fn at(&mut self, at: Duration, timed: Timed) {
-        let number = self.next_number();
-        self.timers.insert((at, number), timed);
-    }
-
-    fn carry_out(
-        &mut self,
-        owned: &mut Owned,
-        effects: &mut Vec<Effect>,
-        shared: &Shared,
-        loads: &FuturesUnordered<BoxFuture<'static, Loaded>>,
-        settings: &HubSettings,
-    ) {
-        // Deliveries to one receiver go out together: one wake-up.
-        let mut run: Option<(ReceiverId, Vec<Delivery>)> = None;
-        for effect in effects.drain(..) {
-            if let Effect::Deliver { to, delivery } = effect {
-                match &mut run {
-                    Some((id, deliveries)) if *id == to => deliveries.push(delivery),
-                    _ => {
-                        owned.deliver(run.take());
-                        run = Some((to, vec![delivery]));
-                    }
-                }
-                continue;
-            }
-            self.carry_out_one(owned, effect, shared, loads, settings);
-        }
-        owned.deliver(run);
-    }
-
-    fn carry_out_one(
-        &mut self,
-        owned: &mut Owned,
-        effect: Effect,
-        shared: &Shared,
-        loads: &FuturesUnordered<BoxFuture<'static, Loaded>>,
-        settings: &HubSettings,
-    ) {
-        let named = Arc::clone(&owned.named);
-        match effect {
-            Effect::Deliver { to, delivery } => owned.deliver(Some((to, vec![delivery]))),
-            Effect::Answer { request, delivery } => {
-                let Some(reply) = owned.requests.remove(&request) else {
-                    return;
-                };
-                if let Err(Ok(Some(unseen))) = reply.send(Ok(delivery)) {
-                    owned.queue.give_back(unseen.sequence, unseen.lock);
-                }
-            }
-            Effect::Lock {
-                ends,
-                sequence,
-                lock,
-            } => {
-                let queue = named;
-                self.at(
-                    ends,
-                    Timed::LockEnds {
-                        queue,
-                        sequence,
-                        lock,
-                    },
-                );
-            }
-            Effect::Settle(settled) => {
-                let (operation, is_feedback_owed) =
-                    settle(&named, &settled, shared, &settings.cloud_to_device);
-                self.push(
-                    operation,
-                    Pending::Settle {
-                        queue: named,
-                        sequence: settled.sequence,
-                        cause: settled.cause,
-                        is_feedback_owed,
-                        waiter: settled.waiter,
-                        removal: None,
-                    },
-                );
-            }
-            Effect::Count { sequence, count } => {
-                let operation = Operation::SetDeliveryCount {
-                    queue: named.name.clone(),
-                    sequence,
-                    count,
-                };
-                self.push(operation, Pending::Count { queue: named });
-            }
-            Effect::Tell {
-                waiter,
-                sequence,
-                done,
-            } => {
-                let told = if done {
-                    Ok(())
-                } else {
-                    Err(SettleError::LockLost)
-                };
-                owned.tell(waiter, sequence, told);
-            }
-            Effect::Load { after } => {
-                let page = shared.queues.list(ListQueue {
-                    queue: named.name.clone(),
-                    after,
-                    limit: READ_AHEAD,
-                    bytes_max: READ_AHEAD_BYTES,
-                });
-                let load = page.map(move |page| Loaded {
-                    queue: named,
-                    after,
-                    page,
-                });
-                loads.push(load.boxed());
-            }
-        }
-    }
-
-    fn removed(&mut self, number: u64, is_done: bool, error: Option<StoreError>) {
-        let Some(removal) = self.removals.get_mut(&number) else {
-            return;
-        };
-        removal.left = removal.left.saturating_sub(1);
-        removal.gone += u64::from(is_done);
-        if removal.error.is_none() {
-            removal.error = error;
-        }
-        if removal.left == 0
-            && let Some(removal) = self.removals.remove(&number)
-        {
-            // Whoever asked may have gone away.
-            let _ = removal.reply.send(match removal.error {
-                None => Ok(removal.gone),
-                Some(error) => Err(error),
-            });
-        }
-    }
-}
-
-impl Owned {
-    fn deliver(&self, run: Option<(ReceiverId, Vec<Delivery>)>) {
-        if let Some((id, deliveries)) = run
-            && let Some(inbox) = self.inbox(id)
-        {
-            inbox.deliver(deliveries);
-        }
-    }
-}
-
-/// The operation that takes a message out, and whether it leaves a record for feedback.
-fn settle(
-    named: &Named,
-    settled: &Settled,
-    shared: &Shared,
-    settings: &CloudToDeviceSettings,
-) -> (Operation, bool) {
-    let outcomes = outcome::records(
-        settings,
-        &named.key,
-        settled.cause,
-        shared.now().wall,
-        &settled.message,
-        &settled.attempts,
-        settled.delivery_count,
-    );
-    let is_feedback_owed = outcomes.iter().any(|(lane, _)| *lane == FEEDBACK);
-    let operation = Operation::Settle {
-        queue: named.name.clone(),
-        sequence: settled.sequence,
-        outcomes,
-    };
-    (operation, is_feedback_owed)
-}
-
 /// What the settings say of a queue.
 fn rules(key: &QueueKey, settings: &CloudToDeviceSettings) -> Rules {
     let (lock, max_delivery_count) = match key {
@@ -1053,32 +648,5 @@ fn rules(key: &QueueKey, settings: &CloudToDeviceSettings) -> Rules {
         lock,
         max_delivery_count,
         counts_every_lock: settings.delivery_count_mode == DeliveryCountMode::EveryLock,
-    }
-}
-
-/// Lock tokens, from chance that is asked for many at a time.
-struct Tokens {
-    chance: Arc<dyn Chance>,
-    pool: Vec<[u8; 16]>,
-}
-
-const TOKENS_AT_ONCE: usize = 64;
-
-impl Tokens {
-    fn new(chance: Arc<dyn Chance>) -> Self {
-        Self {
-            chance,
-            pool: Vec::new(),
-        }
-    }
-
-    fn next(&mut self) -> LockToken {
-        if self.pool.is_empty() {
-            let mut bytes = [0; 16 * TOKENS_AT_ONCE];
-            self.chance.fill(&mut bytes);
-            let (tokens, _) = bytes.as_chunks::<16>();
-            self.pool.extend_from_slice(tokens);
-        }
-        LockToken::of_random(self.pool.pop().unwrap_or_default())
     }
 }

@@ -4,6 +4,8 @@
 //! method says what is to be done by [`Effect`]s. A message that leaves the queue leaves it here at
 //! once, and comes back by being read again when the store did not carry that out.
 
+mod effect;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
@@ -14,96 +16,14 @@ use fieldpost_store::queues::QueuedMessage;
 use super::outcome::{Attempt, AttemptEnd, AttemptReceiver, Attempts, Cause};
 use super::receiver::{Delivery, LockToken, Settlement};
 
+pub(super) use effect::{Effect, Live, Now, ReceiverId, RequestId, Rules, Settled, Waiter};
+
 /// Messages of a queue that are read ahead of their delivery, and bytes of them.
 pub(super) const READ_AHEAD: usize = 64;
 pub(super) const READ_AHEAD_BYTES: usize = 256 * 1024;
 
 /// With fewer ready messages than this, more are read.
 const LOW: usize = 16;
-
-/// What the settings say of a queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Rules {
-    /// How long a lock lasts that ends by itself.
-    pub(super) lock: Duration,
-    /// Counted deliveries before a message is dead-lettered.
-    pub(super) max_delivery_count: u32,
-    /// Whether a lock that expires counts, as an abandoned delivery does.
-    pub(super) counts_every_lock: bool,
-}
-
-/// The present, on both clocks.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Now {
-    pub(super) wall: Timestamp,
-    pub(super) monotonic: Duration,
-}
-
-/// A receiver that is attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct ReceiverId(pub(super) u64);
-
-/// A request for one message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct RequestId(pub(super) u64);
-
-/// Whom to tell when a settlement is durable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Waiter {
-    Nobody,
-    Receiver(ReceiverId),
-    Request(RequestId),
-}
-
-/// What is to be done.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum Effect {
-    /// A receiver gets a message, locked for it.
-    Deliver { to: ReceiverId, delivery: Delivery },
-    /// A request is answered.
-    Answer {
-        request: RequestId,
-        delivery: Option<Delivery>,
-    },
-    /// A lock ends by itself at this moment of the monotonic clock.
-    Lock {
-        ends: Duration,
-        sequence: u64,
-        lock: LockToken,
-    },
-    /// The message leaves the queue; [`Queue::settled`] is owed.
-    Settle(Settled),
-    /// The count is to be remembered; [`Queue::counted`] is owed.
-    Count { sequence: u64, count: u32 },
-    /// Somebody is told at once: done without the store, or the lock was lost.
-    Tell {
-        waiter: Waiter,
-        sequence: u64,
-        done: bool,
-    },
-    /// Messages after this number are to be read; [`Queue::loaded`] is owed.
-    Load { after: u64 },
-}
-
-/// A message that leaves its queue.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Settled {
-    pub(super) sequence: u64,
-    pub(super) cause: Cause,
-    pub(super) message: Bytes,
-    pub(super) attempts: Attempts,
-    pub(super) delivery_count: u32,
-    pub(super) waiter: Waiter,
-}
-
-/// What is known of a message's state besides what the store knows.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Live {
-    /// Until when it is locked, if it is; `Some(None)` for as long as its receiver stays.
-    pub(super) locked: Option<Option<Duration>>,
-    pub(super) delivery_count: Option<u32>,
-    pub(super) attempts: Attempts,
-}
 
 /// One queue.
 #[derive(Debug)]
@@ -128,6 +48,12 @@ pub(super) struct Queue {
     is_loading: bool,
     /// Something was put in that the read in progress may have missed.
     missed: bool,
+    /// What went from the store during the read in progress, which may show it all the same.
+    gone: BTreeSet<u64>,
+    /// The store failed; it is not read before [`Queue::retry`].
+    is_paused: bool,
+    /// What the read in progress brings is of a device that is gone.
+    is_void: bool,
     /// Counts on their way to the store.
     counting: u32,
 }
@@ -187,6 +113,9 @@ impl Queue {
             has_more: true,
             is_loading: false,
             missed: false,
+            gone: BTreeSet::new(),
+            is_paused: false,
+            is_void: false,
             counting: 0,
         }
     }
@@ -311,21 +240,30 @@ impl Queue {
     /// The store could not be read. Until [`Queue::retry`] nothing is read; whoever asked for a
     /// message has to be told.
     pub(super) fn load_failed(&mut self) -> Vec<RequestId> {
+        self.is_loading = false;
+        self.is_paused = true;
+        self.is_void = false;
+        self.gone.clear();
         self.requests.drain(..).map(|request| request.id).collect()
     }
 
     /// After a while the store may be asked again.
     pub(super) fn retry(&mut self) {
-        self.is_loading = false;
+        self.is_paused = false;
     }
 
     /// The answer to [`Effect::Load`]: messages, and whether there are more.
     pub(super) fn loaded(&mut self, after: u64, messages: Vec<QueuedMessage>, more: bool) {
         self.is_loading = false;
+        let gone = std::mem::take(&mut self.gone);
+        if std::mem::take(&mut self.is_void) {
+            return;
+        }
         let through = messages.last().map_or(after, |message| message.sequence);
         for message in messages {
             let known = self.entries.contains_key(&message.sequence)
-                || self.settling.contains(&message.sequence);
+                || self.settling.contains(&message.sequence)
+                || gone.contains(&message.sequence);
             if !known {
                 self.insert(message);
             }
@@ -378,7 +316,8 @@ impl Queue {
         }
         let is_wanted =
             !self.requests.is_empty() || self.receivers.iter().any(|r| r.holds < r.window);
-        if is_wanted && self.has_more && !self.is_loading && self.ready.len() < LOW {
+        let may_read = !self.is_loading && !self.is_paused;
+        if is_wanted && self.has_more && may_read && self.ready.len() < LOW {
             self.is_loading = true;
             self.missed = false;
             out.push(Effect::Load {
@@ -516,7 +455,7 @@ impl Queue {
                 return;
             }
         };
-        self.note(sequence, end);
+        self.note(sequence, end, out);
         self.leave(sequence, cause, waiter, out);
     }
 
@@ -555,18 +494,19 @@ impl Queue {
     }
 
     /// A delivery was not taken: nobody has seen the message.
-    pub(super) fn give_back(&mut self, sequence: u64, lock: LockToken) {
-        let Some(entry) = self.entries.get_mut(&sequence) else {
+    pub(super) fn give_back(
+        &mut self,
+        sequence: u64,
+        lock: LockToken,
+        now: Now,
+        out: &mut Vec<Effect>,
+    ) {
+        let held = self.entries.get(&sequence).and_then(|entry| entry.held);
+        if held.is_none_or(|held| held.lock != lock) {
             return;
-        };
-        let Some(held) = entry.held.take_if(|held| held.lock == lock) else {
-            return;
-        };
-        self.ready.insert(sequence);
-        let mut receivers = self.receivers.iter_mut();
-        if let Some(receiver) = receivers.find(|r| held.by == Holder::Receiver(r.id)) {
-            receiver.holds = receiver.holds.saturating_sub(1);
         }
+        self.end_hold(sequence, out);
+        self.wait(sequence, now, Waiter::Nobody, out);
     }
 
     /// Somebody outside says that a waiting message has to go: its time is over, or the queue is
@@ -602,16 +542,21 @@ impl Queue {
         }
     }
 
-    /// The answer to [`Effect::Settle`]: whether the message is gone from the store.
+    /// The answer to [`Effect::Settle`]: whether the message is gone from the store. If not, it is
+    /// read again, after [`Queue::retry`]: a device that completes at once would otherwise go round in
+    /// circles with a store that takes nothing.
     pub(super) fn settled(&mut self, sequence: u64, is_gone: bool) {
         self.settling.remove(&sequence);
         if is_gone {
             self.past.remove(&sequence);
+            if self.is_loading {
+                self.gone.insert(sequence);
+            }
         } else {
-            // It is read again.
             self.read_through = self.read_through.min(sequence.saturating_sub(1));
             self.has_more = true;
             self.missed = true;
+            self.is_paused = true;
         }
     }
 
@@ -632,6 +577,7 @@ impl Queue {
         self.past.clear();
         self.detached.clear();
         self.has_more = false;
+        self.is_void = self.is_loading;
     }
 
     /// Lets go of what can be read again, if nobody needs it at present. Whether that is so.
@@ -694,7 +640,7 @@ impl Queue {
         waiter: Waiter,
         out: &mut Vec<Effect>,
     ) {
-        self.note(sequence, end);
+        self.note(sequence, end, out);
         let Some(entry) = self.entries.get_mut(&sequence) else {
             return;
         };
@@ -709,17 +655,21 @@ impl Queue {
         let count = entry.delivery_count;
         if counts && count >= rules.max_delivery_count {
             self.leave(sequence, Cause::DeliveryCountExceeded, waiter, out);
-            return;
-        }
-        if entry.expires <= now.wall {
-            self.leave(sequence, Cause::Expired, waiter, out);
-            return;
-        }
-        self.ready.insert(sequence);
-        if counts {
+        } else if self.wait(sequence, now, waiter, out) && counts {
             self.counting += 1;
             out.push(Effect::Count { sequence, count });
         }
+    }
+
+    /// A message that nobody holds any more waits again, unless its time is over. Whether it does.
+    fn wait(&mut self, sequence: u64, now: Now, waiter: Waiter, out: &mut Vec<Effect>) -> bool {
+        let expires = self.entries.get(&sequence).map(|entry| entry.expires);
+        if expires.is_none_or(|expires| expires <= now.wall) {
+            // The sweeper has passed it.
+            self.leave(sequence, Cause::Expired, waiter, out);
+            return false;
+        }
+        self.ready.insert(sequence);
         if waiter != Waiter::Nobody {
             out.push(Effect::Tell {
                 waiter,
@@ -727,13 +677,31 @@ impl Queue {
                 done: true,
             });
         }
+        true
     }
 
     /// Ends whoever's hold there is on a message, and writes it down.
-    fn note(&mut self, sequence: u64, end: AttemptEnd) {
-        let Some(held) = self.entries.get_mut(&sequence).and_then(|e| e.held.take()) else {
+    fn note(&mut self, sequence: u64, end: AttemptEnd, out: &mut Vec<Effect>) {
+        let Some((held, receiver)) = self.end_hold(sequence, out) else {
             return;
         };
+        self.past.entry(sequence).or_default().note(Attempt {
+            at: held.since,
+            receiver,
+            end,
+        });
+    }
+
+    fn end_hold(
+        &mut self,
+        sequence: u64,
+        out: &mut Vec<Effect>,
+    ) -> Option<(Held, AttemptReceiver)> {
+        let held = self.entries.get_mut(&sequence)?.held.take()?;
+        if let Some(ends) = held.ends {
+            let lock = held.lock;
+            out.push(Effect::Unlock { ends, lock });
+        }
         let receiver = match held.by {
             Holder::Request => AttemptReceiver::Request,
             Holder::Receiver(id) => {
@@ -746,11 +714,7 @@ impl Queue {
                 }
             }
         };
-        self.past.entry(sequence).or_default().note(Attempt {
-            at: held.since,
-            receiver,
-            end,
-        });
+        Some((held, receiver))
     }
 
     fn leave(&mut self, sequence: u64, cause: Cause, waiter: Waiter, out: &mut Vec<Effect>) {

@@ -71,14 +71,17 @@ pub(super) async fn list(
 ) -> Result<Json<Value>, Problem> {
     let identity = registered(&parts, &device, query.module_id.as_deref()).await?;
     let limit = query.limit.unwrap_or(PAGE_MAX).clamp(1, PAGE_MAX);
-    let messages = parts
-        .hub
-        .c2d()
-        .list(&identity, query.after, limit)
-        .await
-        .map_err(|error| unavailable(&error))?;
-    let last = messages.last().map(|message| message.sequence);
-    let continuation = last.filter(|_| messages.len() == limit);
+    let c2d = parts.hub.c2d();
+    let read = async |after, limit| {
+        let messages = c2d.list(&identity, after, limit).await;
+        messages.map_err(|error| unavailable(&error))
+    };
+    let messages = read(query.after, limit).await?;
+    // A page may end before its limit, by its bytes.
+    let continuation = match messages.last() {
+        Some(last) if !read(last.sequence, 1).await?.is_empty() => Some(last.sequence),
+        Some(_) | None => None,
+    };
     let messages: Vec<_> = messages.iter().map(waiting).collect();
     Ok(Json(
         json!({"messages": messages, "continuation": continuation}),
@@ -355,7 +358,7 @@ fn add(shown: &mut Value, more: Value) {
     }
 }
 
-fn unavailable(error: &StoreError) -> Problem {
+pub(super) fn unavailable(error: &StoreError) -> Problem {
     problem(store_status(error), "ServiceUnavailable", error.to_string())
 }
 

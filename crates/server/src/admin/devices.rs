@@ -1,5 +1,7 @@
 //! Device identities, one at a time and page by page.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
@@ -13,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::AdminParts;
 use super::answer::{Body, Parameters, Problem, Segment, invalid, problem};
+use super::c2d::unavailable;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -45,11 +48,19 @@ pub(super) async fn list(
         .map(|device| Identity::of_device(device.device_id.clone()))
         .collect();
     let states = parts.hub.presence().states(&identities).await;
+    let queues: Vec<_> = identities
+        .into_iter()
+        .zip(&page.devices)
+        .map(|(identity, device)| (identity, Arc::clone(&device.generation_id)))
+        .collect();
+    let counts = parts.hub.c2d().message_counts(&queues).await;
+    let counts = counts.map_err(|error| unavailable(&error))?;
     let documents: Vec<_> = page
         .devices
         .iter()
         .zip(&states)
-        .map(|(device, state)| device_document(device, state))
+        .zip(counts)
+        .map(|((device, state), messages)| device_document(device, state, messages))
         .collect();
     let last = page.devices.last().map(|device| device.device_id.as_str());
     let continuation = last.filter(|_| page.more);
@@ -75,7 +86,7 @@ pub(super) async fn show(
     Segment(id): Segment<String>,
 ) -> Result<Json<Value>, Problem> {
     let device = find(&parts, &id).await?;
-    Ok(one_device(&parts, &device).await)
+    one_device(&parts, &device).await
 }
 
 /// Creates a device, or with `If-Match` (an etag or `*`) updates one.
@@ -98,7 +109,7 @@ pub(super) async fn put(
         Some(condition) => registry.update(spec, condition).await,
     };
     let device = device.map_err(|error| refused(&error, &id))?;
-    Ok(one_device(&parts, &device).await)
+    one_device(&parts, &device).await
 }
 
 /// Deletes a device.
@@ -118,7 +129,7 @@ pub(super) async fn delete(
 }
 
 /// The device of this id.
-pub(super) async fn find(parts: &AdminParts, id: &str) -> Result<std::sync::Arc<Device>, Problem> {
+pub(super) async fn find(parts: &AdminParts, id: &str) -> Result<Arc<Device>, Problem> {
     let found = parts.hub.registry().get(&parse_id(id)?).await;
     let found = found.map_err(|error| refused(&RegistryError::Store(error), id))?;
     found.ok_or_else(|| refused(&RegistryError::NotFound, id))
@@ -170,10 +181,14 @@ pub(super) fn store_status(error: &StoreError) -> StatusCode {
     }
 }
 
-async fn one_device(parts: &AdminParts, device: &Device) -> Json<Value> {
+async fn one_device(parts: &AdminParts, device: &Device) -> Result<Json<Value>, Problem> {
     let identity = Identity::of_device(device.device_id.clone());
     let state = parts.hub.presence().state(&identity).await;
-    Json(json!(device_document(device, &state)))
+    let queue = [(identity, Arc::clone(&device.generation_id))];
+    let counts = parts.hub.c2d().message_counts(&queue).await;
+    let counts = counts.map_err(|error| unavailable(&error))?;
+    let messages = counts.first().copied().unwrap_or(0);
+    Ok(Json(json!(device_document(device, &state, messages))))
 }
 
 fn condition(headers: &HeaderMap) -> Result<Option<Precondition>, Problem> {

@@ -60,6 +60,16 @@ impl From<Request> for Submitted {
     }
 }
 
+impl Submitted {
+    /// How many operations on queues it holds.
+    fn operations(&self) -> usize {
+        match &self.request {
+            Request::Queues { operations, .. } => operations.len(),
+            Request::Documents { .. } | Request::Barrier { .. } => 0,
+        }
+    }
+}
+
 /// The state of the writer's thread.
 pub(crate) struct Committer {
     pub(super) engine: Arc<dyn Engine>,
@@ -100,7 +110,8 @@ impl Committer {
         let view = engine.snapshot();
         let mut documents = DocumentsGroup::new(&*view, &self.documents);
         let room = self.health.disk_level() < HealthLevel::HoldMessages;
-        let mut queues = QueuesGroup::new(&*view, &self.queues, room);
+        let operations = submitted.iter().map(Submitted::operations).sum();
+        let mut queues = QueuesGroup::new(&*view, &self.queues, room, operations);
         let mut decided = Vec::with_capacity(submitted.len());
         let mut bytes = 0;
         let mut submitted = submitted.into_iter();

@@ -25,6 +25,20 @@ pub(super) struct Known {
     pub(super) mark: Option<Option<u64>>,
 }
 
+impl Depth {
+    pub(super) const EMPTY: Self = Self {
+        least: 0,
+        exact: true,
+    };
+}
+
+impl Known {
+    /// Whether it is no more than that the queue is empty.
+    pub(super) fn is_only_empty(self) -> bool {
+        self.depth == Some(Depth::EMPTY) && self.mark.flatten().is_none()
+    }
+}
+
 /// The queues that were touched lately, as of the last commit.
 ///
 /// Two generations: what is asked for moves to the young one, and when that is full, what is left in
@@ -39,6 +53,12 @@ impl Depths {
     pub(super) fn known(&self, queue: &Bytes) -> Known {
         let found = self.young.get(queue).or_else(|| self.old.get(queue));
         found.copied().unwrap_or_default()
+    }
+
+    pub(super) fn forget(&mut self, queue: &Bytes) {
+        if self.young.remove(queue).is_none() {
+            self.old.remove(queue);
+        }
     }
 
     pub(super) fn remember(&mut self, queue: &Bytes, known: Known) {
@@ -81,5 +101,7 @@ mod tests {
         assert_eq!(depths.known(&name(8)), Known::default());
         let last = 3 * QUEUES_MAX - 1;
         assert_eq!(depths.known(&name(last)), known(last as u64));
+        depths.forget(&name(last));
+        assert_eq!(depths.known(&name(last)), Known::default());
     }
 }

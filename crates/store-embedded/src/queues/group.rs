@@ -49,7 +49,9 @@ impl QueuesWriter {
         self.tally.take_over();
         for (queue, known, net) in done.queues {
             self.tally.add(&queue, net);
-            if known != Known::default() {
+            if known.is_only_empty() && self.tally.is_complete() {
+                self.depths.forget(&queue);
+            } else if known != Known::default() {
                 self.depths.remember(&queue, known);
             }
         }
@@ -124,15 +126,21 @@ enum Now {
 }
 
 impl<'a> QueuesGroup<'a> {
-    pub(crate) fn new(view: &'a dyn View, writer: &'a QueuesWriter, room: bool) -> Self {
+    /// A group of about so many operations.
+    pub(crate) fn new(
+        view: &'a dyn View,
+        writer: &'a QueuesWriter,
+        room: bool,
+        operations: usize,
+    ) -> Self {
         Self {
             view,
             writer,
             room,
             sequence: writer.sequence,
-            queues: HashMap::new(),
-            messages: Vec::new(),
-            places: HashMap::new(),
+            queues: HashMap::with_capacity(operations),
+            messages: Vec::with_capacity(operations),
+            places: HashMap::with_capacity(operations),
             lanes: LaneChanges::new(view, &writer.lanes),
         }
     }
@@ -371,10 +379,7 @@ impl<'a> QueuesGroup<'a> {
     fn forget_queue(&mut self, queue: &QueueName) -> Result<(), StoreError> {
         let view = self.view;
         let change = self.queue(queue);
-        change.depth = Some(Depth {
-            least: 0,
-            exact: true,
-        });
+        change.depth = Some(Depth::EMPTY);
         if change.mark != Some(None) {
             // A damaged one goes as well.
             change.mark_changed =
@@ -423,13 +428,9 @@ impl<'a> QueuesGroup<'a> {
         let writer = self.writer;
         self.queues.entry(queue.0.clone()).or_insert_with(|| {
             let known = writer.depths.known(&queue.0);
-            let empty = Depth {
-                least: 0,
-                exact: true,
-            };
             let is_empty = known.depth.is_none() && writer.tally.is_empty(&queue.0);
             QueueChange {
-                depth: if is_empty { Some(empty) } else { known.depth },
+                depth: if is_empty { Some(Depth::EMPTY) } else { known.depth },
                 net: 0,
                 mark: known.mark,
                 mark_changed: false,

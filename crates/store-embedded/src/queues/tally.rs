@@ -51,6 +51,11 @@ impl Tally {
         self.complete && self.places.get(place(queue)) == Some(&0)
     }
 
+    /// Whether it knows of all messages.
+    pub(super) fn is_complete(&self) -> bool {
+        self.complete
+    }
+
     /// Takes note of messages that came to a queue or left it.
     pub(super) fn add(&mut self, queue: &[u8], messages: i64) {
         if messages != 0 {

@@ -31,6 +31,10 @@ const WINDOW: u32 = 16;
 /// rejected or abandoned. Less than the engine's own bound, which is therefore never met.
 const PACKET_IDS_MAX: usize = 128;
 
+/// With more unread output than this, nothing more is sent. Far less than what stops the reading
+/// of the client's packets: its pings must be heard while it takes in a large message slowly.
+const OUTPUT_BYTES_MAX: usize = 16 * 1024;
+
 /// While nothing is in flight, at most this much room is kept for it.
 const IDLE_CAPACITY_MAX: usize = 4;
 
@@ -138,17 +142,15 @@ impl Deliveries {
             && self.unsettled.is_empty()
     }
 
-    /// Sends what the hub has for the client, as long as its unread output stays within
-    /// `output_max`.
+    /// Sends what the hub has for the client, as long as that reads.
     pub(super) fn send(
         &mut self,
         cx: &mut Context<'_>,
         engine: &mut ServerConnection,
         recipient: Recipient<'_>,
-        output_max: usize,
     ) {
         while self.has_room() {
-            if engine.output_len() > output_max {
+            if engine.output_len() > OUTPUT_BYTES_MAX {
                 self.backlogged = true;
                 return;
             }
@@ -179,7 +181,6 @@ impl Deliveries {
 
     /// False when nothing can be sent any more. What is held then goes back when the connection
     /// ends.
-
     fn publish(
         &mut self,
         engine: &mut ServerConnection,
@@ -305,7 +306,9 @@ impl Deliveries {
             && let Some(receiver) = &mut self.receiver
             && let Poll::Ready((sequence, settled)) = receiver.poll_settled(cx)
         {
-            self.unsettled.retain(|(_, of)| *of != sequence);
+            // Those about one message are told in their order.
+            let told = self.unsettled.iter().position(|(_, of)| *of == sequence);
+            told.and_then(|index| self.unsettled.remove(index));
             match settled {
                 Ok(()) => {}
                 Err(SettleError::LockLost) => {

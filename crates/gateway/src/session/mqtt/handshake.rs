@@ -36,8 +36,6 @@ pub(super) struct Opened {
     pub(super) features: Features,
     /// Whether the session outlives the connection.
     pub(super) durable: bool,
-    /// Whether it began on an earlier one.
-    pub(super) session_present: bool,
     pub(super) model_id: Option<Arc<str>>,
     /// How the client takes properties that are empty.
     pub(super) empty_values: EmptyValues,
@@ -75,8 +73,7 @@ where
         Err(refused) => Err(Ending::Refused(refused)),
     };
     match decision {
-        Ok(mut opened) => {
-            let session_present = opened.session_present;
+        Ok((mut opened, session_present)) => {
             opened.early = early;
             engine.accept(session_present, context.monotonic());
             context.authenticated();
@@ -184,8 +181,8 @@ fn hello(connect: &Connect<'_>) -> Result<Hello, Refused> {
     })
 }
 
-/// Decides about a CONNECT.
-async fn decide(hello: Hello, context: &ConnectionContext) -> Result<Opened, Ending> {
+/// Decides about a CONNECT; gives whether a stored session goes on.
+async fn decide(hello: Hello, context: &ConnectionContext) -> Result<(Opened, bool), Ending> {
     let hub = &context.hub;
     // A device that gave up for good over a broken disk would stay away when it is mended.
     if matches!(hub.ingest().hold(), Hold::ReadOnly) || *context.drain.borrow() {
@@ -212,17 +209,24 @@ async fn decide(hello: Hello, context: &ConnectionContext) -> Result<Opened, End
     check_standing(&mut session)?;
     let stored = stored_session(hub.subscriptions(), &principal, hello.clean_session).await?;
     check_standing(&mut session)?;
-    Ok(Opened {
-        principal,
-        session,
-        durable: !hello.clean_session,
-        session_present: stored.is_some(),
-        features: stored.unwrap_or_default(),
-        model_id: hello.model_id,
-        empty_values: hello.empty_values,
-        will,
-        early: Vec::new(),
-    })
+    let session_present = stored.is_some();
+    if !session_present {
+        // What an older session had in flight is nothing to a new one, whenever that subscribes.
+        hub.c2d().forget(&principal);
+    }
+    Ok((
+        Opened {
+            principal,
+            session,
+            features: stored.unwrap_or_default(),
+            durable: !hello.clean_session,
+            model_id: hello.model_id,
+            empty_values: hello.empty_values,
+            will,
+            early: Vec::new(),
+        },
+        session_present,
+    ))
 }
 
 /// Whether the place among the connections is still this one's. Without it there is no CONNACK, and

@@ -96,8 +96,6 @@ struct SubscriptionState {
     features: Features,
     /// Whether they outlive the connection.
     durable: bool,
-    /// The client goes on with what its last connection had in flight.
-    resumes: bool,
     empty_values: EmptyValues,
     /// A change on its way to the store.
     change: Option<Change>,
@@ -168,7 +166,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Running<S> {
                 subscriptions: SubscriptionState {
                     features: opened.features,
                     durable: opened.durable,
-                    resumes: opened.session_present,
                     empty_values: opened.empty_values,
                     change: None,
                     principal,
@@ -352,7 +349,7 @@ impl Core {
             empty_values: self.subscriptions.empty_values,
             now: self.context.monotonic(),
         };
-        deliveries.send(cx, &mut self.engine, recipient, OUTPUT_BYTES_MAX);
+        deliveries.send(cx, &mut self.engine, recipient);
     }
 
     /// Writes what there is to write. A failure does not end the connection by itself: a client
@@ -408,9 +405,7 @@ impl Core {
         let principal = &self.subscriptions.principal;
         let epoch = self.session.epoch();
         let session_persists = self.subscriptions.durable;
-        // What an older session had in flight is nothing to a new one.
-        let resumes = std::mem::replace(&mut self.subscriptions.resumes, session_persists);
-        let receiver = if resumes {
+        let receiver = if session_persists {
             c2d.resume(principal, epoch)
         } else {
             c2d.receiver(principal, epoch)

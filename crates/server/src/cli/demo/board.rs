@@ -10,9 +10,9 @@ use tokio::time::Instant;
 
 use super::figures::{histogram, lock, micros, millis, parse_body, percentiles};
 
-/// Messages on their way to one device at most: below the 50 that a queue takes, so that a device
-/// that is away does not make the hub refuse any.
-const WAITING_MAX: usize = 40;
+/// Messages on their way to one device at most: the 50 that a queue takes, less those that a device has
+/// got and not completed yet (the hub gives it 16 at a time), so that none is refused.
+const WAITING_MAX: usize = 32;
 
 /// Keeps account of every message to a device.
 pub(super) struct Board {

@@ -49,7 +49,7 @@ impl Fleet {
     /// Messages that are not settled durably.
     async fn waiting(&self) -> u64 {
         let device = self.hub.hub.registry().get(&dev1().device).await.unwrap();
-        let key = (dev1(), device.unwrap().generation_id);
+        let key = (dev1(), device.unwrap().generation_id.clone());
         let counts = self.hub.hub.c2d().message_counts(&[key]).await.unwrap();
         counts[0]
     }
@@ -178,6 +178,28 @@ async fn at_qos_0_it_is_done_when_it_is_written() {
 }
 
 #[tokio::test]
+async fn at_qos_0_it_is_not_done_before_it_is_written() {
+    let fleet = Fleet::automatic().await;
+    let mut device = Device::connect_within(&fleet.hub, &fleet.hello(), 4096);
+    device.expect(NEW_SESSION).await;
+    device.subscribe_commands(Qos::AtMostOnce).await;
+    fleet.send_message(&large()).await;
+    // More than the pipe holds: the rest stays with the hub for as long as nobody reads.
+    for _ in 0..200 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(fleet.waiting().await, 1);
+    drop(device.stream);
+    device.task.await.unwrap();
+    assert_eq!(fleet.waiting().await, 1);
+
+    let mut device = Device::connect_within(&fleet.hub, &fleet.hello(), 4096);
+    device.expect(OLD_SESSION).await;
+    assert_eq!(device.came().await.body.len(), LARGE_BYTES);
+    fleet.left(0).await;
+}
+
+#[tokio::test]
 async fn a_window_goes_out_and_the_rest_follows_the_acknowledgements() {
     let fleet = Fleet::automatic().await;
     for n in 0..20 {
@@ -205,17 +227,50 @@ async fn a_window_goes_out_and_the_rest_follows_the_acknowledgements() {
     fleet.left(17).await;
 }
 
+const LARGE_BYTES: usize = 60_000;
+
+fn large() -> CloudMessage<'static> {
+    CloudMessage {
+        to: "x".into(),
+        body: vec![b'x'; LARGE_BYTES].into(),
+        ..CloudMessage::default()
+    }
+}
+
 /// With as much as this in the output nothing is asked for, and nobody asked again when it was gone.
 #[tokio::test]
 async fn large_messages_all_come_without_an_acknowledgement() {
     let fleet = Fleet::automatic().await;
-    let body = "x".repeat(60_000);
     for _ in 0..16 {
-        fleet.send(&body[..59_000]).await;
+        fleet.send_message(&large()).await;
     }
     let mut device = fleet.subscribed(Qos::AtLeastOnce).await;
     for _ in 0..16 {
-        assert_eq!(device.came().await.body.len(), 59_000);
+        assert_eq!(device.came().await.body.len(), LARGE_BYTES);
+    }
+}
+
+/// As long as it had large messages to take in, its pings were not read.
+#[tokio::test]
+async fn a_client_that_reads_slowly_is_not_silent() {
+    let fleet = Fleet::automatic().await;
+    for _ in 0..16 {
+        fleet.send_message(&large()).await;
+    }
+    let mut device = Device::connect_within(&fleet.hub, &fleet.hello(), 4096);
+    device.expect(NEW_SESSION).await;
+    device.subscribe_commands(Qos::AtLeastOnce).await;
+    let mut part = vec![0; 20_000];
+    for _ in 0..16 * LARGE_BYTES / part.len() {
+        device.raw(&PINGREQ).await;
+        let read = device.stream.read_exact(&mut part);
+        let read = tokio::time::timeout(Duration::from_secs(20), read).await;
+        read.expect("it goes on").expect("it is not closed");
+        // Of 60 seconds, one and a half times.
+        device.clock.advance(Duration::from_secs(40));
+        for _ in 0..50 {
+            tokio::task::yield_now().await;
+        }
     }
 }
 

@@ -1,0 +1,375 @@
+//! What goes out from an owner: operations for the store, deliveries and answers.
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use fieldpost_model::Timestamp;
+use fieldpost_store::StoreError;
+use fieldpost_store::queues::{ListQueue, Operation, OperationResult, QueueName, QueuePage};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::oneshot;
+
+use super::super::Shared;
+use super::super::lanes::FEEDBACK;
+use super::super::names::Named;
+use super::super::outcome::{self, Cause};
+use super::super::queue::{
+    Effect, Queue, READ_AHEAD, READ_AHEAD_BYTES, ReceiverId, RequestId, Settled, Waiter,
+};
+use super::super::receiver::{Delivery, Inbox, LockToken, SettleError};
+use super::super::sender::Owed;
+use crate::clock::Chance;
+use crate::settings::{CloudToDeviceSettings, HubSettings};
+
+/// Operations in one batch, and bytes of their messages.
+const BATCH_OPERATIONS_MAX: usize = 1024;
+const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// A queue with those who wait for something of it.
+pub(super) struct Owned {
+    pub(super) named: Arc<Named>,
+    pub(super) queue: Queue,
+    pub(super) inboxes: Vec<(ReceiverId, Arc<Inbox>)>,
+    pub(super) requests: HashMap<RequestId, oneshot::Sender<Result<Option<Delivery>, StoreError>>>,
+    /// Requests that wait for a settlement.
+    pub(super) settlements: HashMap<RequestId, oneshot::Sender<Result<(), SettleError>>>,
+    pub(super) is_touched: bool,
+    /// The number of its present rest.
+    pub(super) rest: u64,
+}
+
+pub(super) struct Loaded {
+    pub(super) queue: Arc<Named>,
+    pub(super) after: u64,
+    pub(super) page: Result<QueuePage, StoreError>,
+}
+
+/// What an operation was for.
+pub(super) enum Pending {
+    Enqueue {
+        queue: Arc<Named>,
+        message: Bytes,
+        enqueued: Timestamp,
+        expires: Timestamp,
+        depth_max: u64,
+        owed: Owed,
+    },
+    EnqueueOwn {
+        queue: Arc<Named>,
+        message: Bytes,
+        expires: Timestamp,
+        reply: oneshot::Sender<Result<OperationResult, StoreError>>,
+    },
+    Settle {
+        queue: Arc<Named>,
+        sequence: u64,
+        cause: Cause,
+        is_feedback_owed: bool,
+        waiter: Waiter,
+        removal: Option<u64>,
+    },
+    Count {
+        queue: Arc<Named>,
+    },
+}
+
+/// A [`Command::Remove`] that is under way.
+pub(super) struct Removal {
+    pub(super) left: usize,
+    pub(super) gone: u64,
+    pub(super) error: Option<StoreError>,
+    pub(super) reply: oneshot::Sender<Result<u64, StoreError>>,
+}
+
+/// What goes out with the next batch, and later.
+pub(super) struct Outbox {
+    pub(super) operations: Vec<Operation>,
+    pub(super) pending: Vec<Pending>,
+    pub(super) bytes: usize,
+    pub(super) touched: Vec<QueueName>,
+    pub(super) timers: BTreeMap<(Duration, TimerKey), Timed>,
+    pub(super) removals: HashMap<u64, Removal>,
+    pub(super) tokens: Tokens,
+    pub(super) last_number: u64,
+    /// Deliveries to requests whose callers have gone away.
+    pub(super) unseen: Vec<(Arc<Named>, u64, LockToken)>,
+}
+
+/// Tells apart what happens at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum TimerKey {
+    Lock([u8; 16]),
+    Retry(u64),
+}
+
+/// What happens at a moment.
+pub(super) enum Timed {
+    LockEnds {
+        queue: Arc<Named>,
+        sequence: u64,
+        lock: LockToken,
+    },
+    Retry {
+        queue: Arc<Named>,
+    },
+}
+
+impl Owned {
+    pub(super) fn inbox(&self, id: ReceiverId) -> Option<&Arc<Inbox>> {
+        let mut inboxes = self.inboxes.iter();
+        inboxes
+            .find(|(known, _)| *known == id)
+            .map(|(_, inbox)| inbox)
+    }
+
+    pub(super) fn tell(&mut self, waiter: Waiter, sequence: u64, told: Result<(), SettleError>) {
+        match waiter {
+            Waiter::Nobody => {}
+            Waiter::Receiver(id) => {
+                if let Some(inbox) = self.inbox(id) {
+                    inbox.tell(sequence, told);
+                }
+            }
+            Waiter::Request(id) => {
+                if let Some(reply) = self.settlements.remove(&id) {
+                    // Whoever asked may have gone away.
+                    let _ = reply.send(told);
+                }
+            }
+        }
+    }
+
+    fn deliver(&self, run: Option<(ReceiverId, Vec<Delivery>)>) {
+        if let Some((id, deliveries)) = run
+            && let Some(inbox) = self.inbox(id)
+        {
+            inbox.deliver(deliveries);
+        }
+    }
+}
+
+impl Outbox {
+    pub(super) fn new(chance: Arc<dyn Chance>) -> Self {
+        Self {
+            operations: Vec::new(),
+            pending: Vec::new(),
+            bytes: 0,
+            touched: Vec::new(),
+            timers: BTreeMap::new(),
+            removals: HashMap::new(),
+            tokens: Tokens::new(chance),
+            last_number: 0,
+            unseen: Vec::new(),
+        }
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.operations.len() >= BATCH_OPERATIONS_MAX || self.bytes >= BATCH_BYTES_MAX
+    }
+
+    pub(super) fn push(&mut self, operation: Operation, pending: Pending) {
+        if let Operation::Enqueue { message, .. } = &operation {
+            self.bytes += message.len();
+        }
+        self.operations.push(operation);
+        self.pending.push(pending);
+    }
+
+    pub(super) fn next_number(&mut self) -> u64 {
+        self.last_number += 1;
+        self.last_number
+    }
+
+    /// Asks the store for a queue again, from this moment on.
+    pub(super) fn retry_at(&mut self, at: Duration, queue: Arc<Named>) {
+        let key = TimerKey::Retry(self.next_number());
+        self.timers.insert((at, key), Timed::Retry { queue });
+    }
+
+    pub(super) fn carry_out(
+        &mut self,
+        owned: &mut Owned,
+        effects: &mut Vec<Effect>,
+        shared: &Shared,
+        loads: &FuturesUnordered<BoxFuture<'static, Loaded>>,
+        settings: &HubSettings,
+    ) {
+        // Deliveries to one receiver go out together: one wake-up.
+        let mut run: Option<(ReceiverId, Vec<Delivery>)> = None;
+        for effect in effects.drain(..) {
+            if let Effect::Deliver { to, delivery } = effect {
+                match &mut run {
+                    Some((id, deliveries)) if *id == to => deliveries.push(delivery),
+                    _ => {
+                        owned.deliver(run.take());
+                        run = Some((to, vec![delivery]));
+                    }
+                }
+                continue;
+            }
+            self.carry_out_one(owned, effect, shared, loads, settings);
+        }
+        owned.deliver(run);
+    }
+
+    fn carry_out_one(
+        &mut self,
+        owned: &mut Owned,
+        effect: Effect,
+        shared: &Shared,
+        loads: &FuturesUnordered<BoxFuture<'static, Loaded>>,
+        settings: &HubSettings,
+    ) {
+        let named = Arc::clone(&owned.named);
+        match effect {
+            Effect::Deliver { to, delivery } => owned.deliver(Some((to, vec![delivery]))),
+            Effect::Answer { request, delivery } => {
+                let Some(reply) = owned.requests.remove(&request) else {
+                    return;
+                };
+                if let Err(Ok(Some(unseen))) = reply.send(Ok(delivery)) {
+                    self.unseen.push((named, unseen.sequence, unseen.lock));
+                }
+            }
+            Effect::Lock {
+                ends,
+                sequence,
+                lock,
+            } => {
+                let timed = Timed::LockEnds {
+                    queue: named,
+                    sequence,
+                    lock,
+                };
+                self.timers.insert((ends, TimerKey::Lock(lock.0)), timed);
+            }
+            Effect::Unlock { ends, lock } => {
+                self.timers.remove(&(ends, TimerKey::Lock(lock.0)));
+            }
+            Effect::Settle(settled) => {
+                let (operation, is_feedback_owed) =
+                    settle(&named, &settled, shared, &settings.cloud_to_device);
+                self.push(
+                    operation,
+                    Pending::Settle {
+                        queue: named,
+                        sequence: settled.sequence,
+                        cause: settled.cause,
+                        is_feedback_owed,
+                        waiter: settled.waiter,
+                        removal: None,
+                    },
+                );
+            }
+            Effect::Count { sequence, count } => {
+                let operation = Operation::SetDeliveryCount {
+                    queue: named.name.clone(),
+                    sequence,
+                    count,
+                };
+                self.push(operation, Pending::Count { queue: named });
+            }
+            Effect::Tell {
+                waiter,
+                sequence,
+                done,
+            } => {
+                let told = if done {
+                    Ok(())
+                } else {
+                    Err(SettleError::LockLost)
+                };
+                owned.tell(waiter, sequence, told);
+            }
+            Effect::Load { after } => {
+                let page = shared.queues.list(ListQueue {
+                    queue: named.name.clone(),
+                    after,
+                    limit: READ_AHEAD,
+                    bytes_max: READ_AHEAD_BYTES,
+                });
+                let load = page.map(move |page| Loaded {
+                    queue: named,
+                    after,
+                    page,
+                });
+                loads.push(load.boxed());
+            }
+        }
+    }
+
+    pub(super) fn removed(&mut self, number: u64, is_done: bool, error: Option<StoreError>) {
+        let Some(removal) = self.removals.get_mut(&number) else {
+            return;
+        };
+        removal.left = removal.left.saturating_sub(1);
+        removal.gone += u64::from(is_done);
+        if removal.error.is_none() {
+            removal.error = error;
+        }
+        if removal.left == 0
+            && let Some(removal) = self.removals.remove(&number)
+        {
+            // Whoever asked may have gone away.
+            let _ = removal.reply.send(match removal.error {
+                None => Ok(removal.gone),
+                Some(error) => Err(error),
+            });
+        }
+    }
+}
+
+/// The operation that takes a message out, and whether it leaves a record for feedback.
+fn settle(
+    named: &Named,
+    settled: &Settled,
+    shared: &Shared,
+    settings: &CloudToDeviceSettings,
+) -> (Operation, bool) {
+    let outcomes = outcome::records(
+        settings,
+        &named.key,
+        settled.cause,
+        shared.now().wall,
+        &settled.message,
+        &settled.attempts,
+        settled.delivery_count,
+    );
+    let is_feedback_owed = outcomes.iter().any(|(lane, _)| *lane == FEEDBACK);
+    let operation = Operation::Settle {
+        queue: named.name.clone(),
+        sequence: settled.sequence,
+        outcomes,
+    };
+    (operation, is_feedback_owed)
+}
+
+/// Lock tokens, from chance that is asked for many at a time.
+pub(super) struct Tokens {
+    chance: Arc<dyn Chance>,
+    pool: Vec<[u8; 16]>,
+}
+
+const TOKENS_AT_ONCE: usize = 64;
+
+impl Tokens {
+    fn new(chance: Arc<dyn Chance>) -> Self {
+        Self {
+            chance,
+            pool: Vec::new(),
+        }
+    }
+
+    pub(super) fn next(&mut self) -> LockToken {
+        if self.pool.is_empty() {
+            let mut bytes = [0; 16 * TOKENS_AT_ONCE];
+            self.chance.fill(&mut bytes);
+            let (tokens, _) = bytes.as_chunks::<16>();
+            self.pool.extend_from_slice(tokens);
+        }
+        LockToken::of_random(self.pool.pop().unwrap_or_default())
+    }
+}
