@@ -53,10 +53,6 @@ def back(hub):
     return IoTHubRegistryManager.from_connection_string(hub.service_string())
 
 
-def back_of(hub):
-    return IoTHubRegistryManager.from_connection_string(hub.service_string())
-
-
 def own_device(hub):
     return hub.create_device(f"dev-{uuid.uuid4().hex[:12]}")
 
@@ -115,7 +111,7 @@ def test_messages_wait_for_a_device_that_never_was_there_and_keep_their_order(hu
     for number in range(50):
         back.send_c2d_message(device.id, str(number))
     assert message_count(hub, device) == 50
-    with pytest.raises(Exception, match="resource-limit-exceeded|MaximumQueueDepth"):
+    with pytest.raises(Exception, match="send failure"):
         back.send_c2d_message(device.id, "one too many")
     with pytest.raises(Refused) as refused:
         send(hub, device.id, b"one too many")
@@ -142,11 +138,10 @@ def test_a_session_that_persists_gets_what_came_while_it_was_away(hub, back, dev
 
 def test_accepted_messages_survive_the_death_of_the_hub(own_hub):
     device = own_device(own_hub)
-    back = back_of(own_hub)
     with Receiving(own_hub, device) as receiving:
         receiving.client.disconnect()
         for number in range(10):
-            back.send_c2d_message(device.id, str(number))
+            send(own_hub, device.id, str(number).encode())
         own_hub.kill()
         own_hub.start()
         assert message_count(own_hub, device) == 10
@@ -395,7 +390,7 @@ def test_where_is_my_message(own_hub):
     def trace():
         return own_hub.run("c2d", "show", device.id, "--message-id", "sought")
 
-    assert "enqueued" in trace().lower()
+    assert "waits for the device" in trace()
     assert polling.abandon(polling.receive()) == 204
     assert polling.complete(polling.receive()) == 204
     assert Feedback(own_hub).of("sought")["statusCode"] == "Success"

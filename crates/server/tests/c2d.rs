@@ -9,6 +9,11 @@
 
 mod support;
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use fieldpost_client::device::{Command, DeviceEvent, DeviceOptions};
+use fieldpost_client::{Device, Trust};
+use fieldpost_model::Timestamp;
 use serde_json::{Value, json};
 use support::{Hub, Place};
 
@@ -238,4 +243,55 @@ fn waiting_ends_when_the_message_is_settled() {
     let message: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(message["state"], "deadLettered");
     assert_eq!(message["messageId"], "m1");
+}
+
+/// Receives messages as a device over MQTT and acknowledges each, until the connection ends.
+async fn serve_device(options: DeviceOptions) {
+    let mut device = Device::connect(&options).await.unwrap();
+    device.subscribe_commands().await.unwrap();
+    while let Ok(event) = device.next().await {
+        if let DeviceEvent::Command(Command { packet_id, .. }) = event {
+            device.acknowledge_command(packet_id.unwrap()).unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_a_device_completed_is_told_to_whoever_waits_and_remembered() {
+    let place = Place::new();
+    let hub = place.serve(&[]);
+    place.run(&["device", "create", "dev1"]);
+    let ca = std::fs::read_to_string(place.data().join("ca.pem")).unwrap();
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let options = DeviceOptions {
+        connection_string: place
+            .run(&["connection-string", "--device", "dev1"])
+            .trim()
+            .parse()
+            .unwrap(),
+        address: Some(([127, 0, 0, 1], hub.port("mqtts")).into()),
+        trust: Trust::in_pem(&ca).unwrap(),
+        keep_alive_s: 240,
+        now: Timestamp::UNIX_EPOCH.saturating_add(since),
+    };
+    let device = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        runtime.unwrap().block_on(serve_device(options));
+    });
+    let sent = place.json(&["c2d", "send", "dev1", "x", "--ack", "full", "--wait"]);
+    assert_eq!(sent["state"], "completed");
+    assert_eq!(sent["attempts"][0]["outcome"], "completed");
+    assert!(sent["attempts"][0]["connection"].is_u64(), "{sent}");
+    assert_eq!(place.json(&["c2d", "list", "dev1"]), json!([]));
+    hub.stop();
+    device.join().unwrap();
+    // The same without a hub, and in words.
+    let id = sent["messageId"].as_str().unwrap();
+    let text = place.run(&["c2d", "show", "dev1", "--message-id", id]);
+    assert!(
+        text.contains(": completed") && text.contains("feedback"),
+        "{text}"
+    );
 }

@@ -1,67 +1,51 @@
 //! What a request asks: who it is from, its parameters, its condition, its body.
 
+use std::sync::Arc;
+
 use axum::RequestExt;
 use axum::body::{self, Body};
 use axum::extract::{RawPathParams, Request};
-use axum::http::{HeaderMap, header, request};
+use axum::http::{HeaderMap, HeaderValue, header, request};
 use bytes::Bytes;
+use fieldpost_hub::auth::{AuthError, Denial, DevicePrincipal, parse_sas};
 use fieldpost_hub::c2d::LockToken;
 use fieldpost_hub::identity::Precondition;
 use fieldpost_hub::policies::Rights;
-use fieldpost_model::{DeviceId, ModuleId};
+use fieldpost_model::{DeviceId, Identity, ModuleId};
 use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
-use std::sync::Arc;
 
 use super::Api;
 use super::connection::Activity;
-use super::device_bound::lock_of;
 use super::refusal::Refusal;
 use crate::clock::within;
 
 /// The oldest `api-version` that is understood (Azure IoT Hub REST).
 const API_VERSION_MIN: &str = "2016-11-14";
 
-/// An authorised request.
+/// An authorised request of a service.
 pub(crate) struct Call {
     parts: request::Parts,
-    path_params: Vec<(String, String)>,
+    path: PathParameters,
     body: Body,
 }
 
 impl Call {
-    /// Checks credential and API version of a request to a registry route.
+    /// Checks credential and API version of a request.
     pub(crate) async fn open(
         api: &Api,
         mut request: Request,
         rights: Rights,
     ) -> Result<Self, Refusal> {
-        let path_params = request
-            .extract_parts::<RawPathParams>()
-            .await
-            .map_err(|error| Refusal::argument(error.to_string()))?
-            .iter()
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .collect();
+        let path = PathParameters::of(&mut request).await?;
         let (parts, body) = request.into_parts();
-        let token = parts
-            .headers
-            .get(header::AUTHORIZATION)
-            .and_then(|value| value.to_str().ok())
-            .ok_or(Refusal::Unauthorized)?;
-        let grant = api.hub.access().verify_policy_token(token)?;
-        let path = percent_decode_str(parts.uri.path()).decode_utf8_lossy();
-        if !grant.allows(rights, api.hub.name(), &path) {
+        let grant = api.hub.access().verify_policy_token(token(&parts)?)?;
+        let resource = percent_decode_str(parts.uri.path()).decode_utf8_lossy();
+        if !grant.allows(rights, api.hub.name(), &resource) {
             return Err(Refusal::Unauthorized);
         }
-        if let Some(activity) = parts.extensions.get::<Arc<Activity>>() {
-            activity.set_authenticated();
-        }
-        let call = Self {
-            parts,
-            path_params,
-            body,
-        };
+        set_authenticated(&parts);
+        let call = Self { parts, path, body };
         if !call.parameter("api-version").is_some_and(is_api_version) {
             return Err(Refusal::ApiVersion);
         }
@@ -70,26 +54,17 @@ impl Call {
 
     /// The device that the path names.
     pub(crate) fn device_id(&self) -> Result<DeviceId, Refusal> {
-        DeviceId::new(self.path_parameter("device"))
-            .map_err(|error| Refusal::argument(format!("device id: {error}")))
+        self.path.device_id()
     }
 
-    /// The module that the path names.
-    pub(crate) fn module_id(&self) -> Result<ModuleId, Refusal> {
-        ModuleId::new(self.path_parameter("module"))
-            .map_err(|error| Refusal::argument(format!("module id: {error}")))
+    /// The module that the path names, if it names one.
+    pub(crate) fn module_id(&self) -> Result<Option<ModuleId>, Refusal> {
+        self.path.module_id()
     }
 
     /// The lock that the path names; `If-Match` may name it as well and must then agree.
     pub(crate) fn lock(&self) -> Result<LockToken, Refusal> {
-        lock_of(Some(self.path_parameter("lock")), &self.parts.headers)
-    }
-
-    fn path_parameter(&self, name: &str) -> &str {
-        self.path_params
-            .iter()
-            .find(|(n, _)| n == name)
-            .map_or("", |(_, value)| value)
+        lock_of(self.path.named("lock"), &self.parts.headers)
     }
 
     /// A query parameter as it stands, its name compared without regard to case.
@@ -112,6 +87,116 @@ impl Call {
         // Some clients mark their UTF-8.
         let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&body);
         serde_json::from_slice(body).map_err(|error| Refusal::Format(error.to_string().into()))
+    }
+}
+
+/// An authenticated request of a device or module.
+pub(crate) struct DeviceCall {
+    /// Who asks.
+    pub(crate) principal: DevicePrincipal,
+    parts: request::Parts,
+    path: PathParameters,
+}
+
+impl DeviceCall {
+    /// Checks the credential: a token of the device's own key, or of a policy that may speak for it.
+    /// Any `api-version` is taken, and none.
+    pub(crate) async fn open(api: &Api, mut request: Request) -> Result<Self, Refusal> {
+        let path = PathParameters::of(&mut request).await?;
+        let identity = Identity {
+            device: path.device_id()?,
+            module: path.module_id()?,
+        };
+        // Nothing here has a body that matters.
+        let (parts, _) = request.into_parts();
+        let token = token(&parts)?;
+        let host = parts.headers.get(header::HOST);
+        let host = host.and_then(|host| host.to_str().ok());
+        let host = host.or(parts.uri.host()).ok_or(Refusal::Unauthorized)?;
+        let access = api.hub.access();
+        let principal = access
+            .authenticate_device(&identity, host, token)
+            .await
+            .map_err(|error| refusal_of(error, token, identity))?;
+        set_authenticated(&parts);
+        Ok(Self {
+            principal,
+            parts,
+            path,
+        })
+    }
+
+    /// The lock that the path names; `If-Match` may name it as well and must then agree.
+    pub(crate) fn lock(&self) -> Result<LockToken, Refusal> {
+        lock_of(self.path.named("lock"), &self.parts.headers)
+    }
+
+    /// The query's names and values, decoded. A name may stand alone.
+    pub(crate) fn query(&self) -> impl Iterator<Item = (String, String)> {
+        let query = self.parts.uri.query().unwrap_or_default();
+        query.split('&').map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+            (decoded(name), decoded(value))
+        })
+    }
+
+    /// A header that is text.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.parts.headers.get(name)?.to_str().ok()
+    }
+}
+
+/// Whoever holds a policy that may speak for any device may know which there are; everybody else
+/// is told the same whatever is wrong.
+fn refusal_of(error: AuthError, token: &str, identity: Identity) -> Refusal {
+    let is_policy = || parse_sas(token).is_ok_and(|token| token.policy.is_some());
+    match (&error, identity.module) {
+        (AuthError::Unauthorized(Denial::UnknownIdentity), module) if is_policy() => match module {
+            None => Refusal::DeviceNotFound(identity.device),
+            Some(_) => Refusal::ModuleNotFound,
+        },
+        _ => error.into(),
+    }
+}
+
+/// The decoded parts of a path that are no fixed words.
+struct PathParameters(Vec<(String, String)>);
+
+impl PathParameters {
+    async fn of(request: &mut Request) -> Result<Self, Refusal> {
+        let parameters = request.extract_parts::<RawPathParams>().await;
+        let parameters = parameters.map_err(|error| Refusal::argument(error.to_string()))?;
+        let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+        Ok(Self(parameters.iter().map(owned).collect()))
+    }
+
+    fn named(&self, name: &str) -> Option<&str> {
+        let mut parameters = self.0.iter();
+        let found = parameters.find(|(known, _)| known == name);
+        found.map(|(_, value)| value.as_str())
+    }
+
+    fn device_id(&self) -> Result<DeviceId, Refusal> {
+        DeviceId::new(self.named("device").unwrap_or_default())
+            .map_err(|error| Refusal::argument(format!("device id: {error}")))
+    }
+
+    fn module_id(&self) -> Result<Option<ModuleId>, Refusal> {
+        let module = self.named("module").map(ModuleId::new).transpose();
+        module.map_err(|error| Refusal::argument(format!("module id: {error}")))
+    }
+}
+
+fn token(parts: &request::Parts) -> Result<&str, Refusal> {
+    let value = parts.headers.get(header::AUTHORIZATION);
+    let text = value.and_then(|value| value.to_str().ok());
+    text.ok_or(Refusal::Unauthorized)
+}
+
+fn set_authenticated(parts: &request::Parts) {
+    if let Some(activity) = parts.extensions.get::<Arc<Activity>>() {
+        activity.set_authenticated();
     }
 }
 
@@ -142,17 +227,28 @@ pub(crate) fn if_match(headers: &HeaderMap) -> Result<Option<Precondition>, Refu
     let Some(value) = headers.get(header::IF_MATCH) else {
         return Ok(None);
     };
-    let text = value
-        .to_str()
-        .map_err(|_| Refusal::bad_request("If-Match is not text"))?
-        .trim();
-    // Quoted or bare, weak or strong, and the star too: SDKs send every combination.
+    let etag = bare_etag(value).ok_or_else(|| Refusal::bad_request("If-Match is not text"))?;
+    Ok(Some(Precondition::matching(etag)))
+}
+
+/// The lock that a request settles: the one that its path names, and `If-Match` too if it is there.
+fn lock_of(path: Option<&str>, headers: &HeaderMap) -> Result<LockToken, Refusal> {
+    let lock = path.and_then(|text| text.parse().ok());
+    let lock: LockToken = lock.ok_or(Refusal::MessageLockLost)?;
+    match headers.get(header::IF_MATCH).map(bare_etag) {
+        None | Some(Some("*")) => Ok(lock),
+        Some(Some(etag)) if etag.parse() == Ok(lock) => Ok(lock),
+        Some(_) => Err(Refusal::MessageLockLost),
+    }
+}
+
+/// An entity tag without its dress; `None` when it is not text. SDKs write it quoted or bare, weak
+/// or strong, and the star too.
+fn bare_etag(value: &HeaderValue) -> Option<&str> {
+    let text = value.to_str().ok()?.trim();
     let text = text.strip_prefix("W/").unwrap_or(text);
-    let text = text
-        .strip_prefix('"')
-        .and_then(|text| text.strip_suffix('"'))
-        .unwrap_or(text);
-    Ok(Some(Precondition::matching(text)))
+    let bare = text.strip_prefix('"').and_then(|t| t.strip_suffix('"'));
+    Some(bare.unwrap_or(text))
 }
 
 /// `YYYY-MM-DD`, perhaps with `-preview`, from [`API_VERSION_MIN`] on.
@@ -206,5 +302,42 @@ mod tests {
         check(Some("\"MTA2\""), etag());
         check(Some("MTA2"), etag());
         check(Some("W/\"MTA2\""), etag());
+    }
+
+    #[test]
+    fn locks_are_named_by_path_and_condition() {
+        let text = "0f6b8a8e-6b1d-4c6e-9a51-2f1f1f0c9a77";
+        let other = "0f6b8a8e-6b1d-4c6e-9a51-2f1f1f0c9a78";
+        let lock: LockToken = text.parse().unwrap();
+        let check = |path: Option<&str>, condition: Option<&[u8]>, expected: Option<LockToken>| {
+            let mut headers = HeaderMap::new();
+            if let Some(condition) = condition {
+                let value = HeaderValue::from_bytes(condition).unwrap();
+                headers.insert(header::IF_MATCH, value);
+            }
+            let expected = expected.ok_or(Refusal::MessageLockLost);
+            assert_eq!(lock_of(path, &headers), expected, "{path:?} {condition:?}");
+        };
+        let quoted = |text: &str| format!("\"{text}\"").into_bytes();
+        check(Some(text), None, Some(lock));
+        check(
+            Some(&text.to_uppercase()),
+            Some(text.as_bytes()),
+            Some(lock),
+        );
+        check(Some(text), Some(&quoted(text)), Some(lock));
+        check(
+            Some(text),
+            Some(format!("W/\"{text}\"").as_bytes()),
+            Some(lock),
+        );
+        check(Some(text), Some(b"*"), Some(lock));
+        check(Some(text), Some(b"\"*\""), Some(lock));
+        check(Some(text), Some(other.as_bytes()), None);
+        check(Some(text), Some(&quoted(other)), None);
+        check(Some(text), Some(b""), None);
+        check(Some(text), Some(b"\xff"), None);
+        check(Some("no-lock"), None, None);
+        check(None, Some(text.as_bytes()), None);
     }
 }

@@ -9,8 +9,8 @@ use axum::http::{Response, StatusCode};
 use fieldpost_hub::c2d::PurgeError;
 use fieldpost_hub::identity::{Device, Precondition};
 use fieldpost_hub::policies::Rights;
-use fieldpost_model::Identity;
 use fieldpost_model::limits::REGISTRY_LIST_MAX;
+use fieldpost_model::{Identity, ModuleId};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -30,12 +30,18 @@ pub(crate) async fn put(
     let document: Value = call.json(&api).await?;
     let spec = device_at_path(&id, document)?;
     let registry = api.hub.registry();
-    let device = match condition {
-        None => registry.create(spec).await,
-        Some(condition) => registry.update(spec, condition).await,
-    };
-    let device = device.map_err(|error| Refusal::of_registry(error, &id))?;
-    one_device(&api, &device).await
+    let refusal = |error| Refusal::of_registry(error, &id);
+    match condition {
+        None => {
+            let device = registry.create(spec).await.map_err(refusal)?;
+            // Nobody can have sent it anything, and what is created must not be answered as an error.
+            Ok(answer(&api, &device, 0).await)
+        }
+        Some(condition) => {
+            let device = registry.update(spec, condition).await.map_err(refusal)?;
+            one_device(&api, &device).await
+        }
+    }
 }
 
 /// `GET /devices/{id}`.
@@ -70,7 +76,7 @@ pub(crate) async fn delete(
     Ok(response)
 }
 
-/// `DELETE /devices/{id}/commands`: empties the queue of messages to the device.
+/// `DELETE /devices/{id}/commands`: empties the queue of messages to the device or module.
 pub(crate) async fn purge(
     State(api): State<Api>,
     request: Request,
@@ -84,15 +90,16 @@ pub(crate) async fn purge(
         total_messages_purged: u64,
     }
     let call = Call::open(&api, request, Rights::SERVICE_CONNECT).await?;
-    let id = call.device_id()?;
-    let purged = api.hub.c2d().purge(&id, None).await;
+    let (device, module) = (call.device_id()?, call.module_id()?);
+    let purged = api.hub.c2d().purge(&device, module.as_ref()).await;
     let total_messages_purged = purged.map_err(|error| match error {
-        PurgeError::UnknownDevice => Refusal::DeviceNotFound(id.clone()),
+        PurgeError::UnknownDevice if module.is_some() => Refusal::ModuleNotFound,
+        PurgeError::UnknownDevice => Refusal::DeviceNotFound(device.clone()),
         PurgeError::Store(error) => error.into(),
     })?;
     Ok(json(&Purged {
-        device_id: id.as_str(),
-        module_id: "",
+        device_id: device.as_str(),
+        module_id: module.as_ref().map_or("", ModuleId::as_str),
         total_messages_purged,
     }))
 }
@@ -199,15 +206,20 @@ pub(crate) async fn service_statistics(
 
 async fn one_device(api: &Api, device: &Device) -> Result<Response<Body>, Refusal> {
     let identity = Identity::of_device(device.device_id.clone());
-    let state = api.hub.presence().state(&identity).await;
     let queue = [(identity, Arc::clone(&device.generation_id))];
     let counts = api.hub.c2d().message_counts(&queue).await?;
-    let messages = counts.first().copied().unwrap_or(0);
+    Ok(answer(api, device, counts.first().copied().unwrap_or(0)).await)
+}
+
+/// The document of a device to which so many messages wait.
+async fn answer(api: &Api, device: &Device, messages: u64) -> Response<Body> {
+    let identity = Identity::of_device(device.device_id.clone());
+    let state = api.hub.presence().state(&identity).await;
     let mut response = json(&device_document(device, &state, messages));
     if let Ok(etag) = HeaderValue::from_str(&format!("\"{}\"", device.etag())) {
         response.headers_mut().insert(header::ETAG, etag);
     }
-    Ok(response)
+    response
 }
 
 pub(crate) fn json(value: &impl Serialize) -> Response<Body> {

@@ -132,7 +132,6 @@ pub fn device_document<'a>(
         connection_state_updated_time: state.state_updated.to_string(),
         status_updated_time: device.status_updated.to_string(),
         last_activity_time: state.last_activity.to_string(),
-        // The registry holds no queues yet; nothing can be pending.
         cloud_to_device_message_count: messages,
         authentication: AuthenticationDocument {
             symmetric_key,

@@ -4,13 +4,13 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::Response;
 use axum::http::header::{self, HeaderName, HeaderValue};
-use fieldpost_hub::c2d::{FeedbackMessage, Settlement};
+use fieldpost_hub::c2d::{FeedbackMessage, LockToken, SettleError, Settlement};
 use fieldpost_hub::policies::Rights;
 use tracing::error;
 
 use super::Api;
 use super::call::Call;
-use super::device_bound::no_content;
+use super::device_bound::{header_value, no_content};
 use super::refusal::Refusal;
 
 /// The content type of a batch of records (Azure IoT Hub, "message feedback").
@@ -23,32 +23,35 @@ pub(crate) async fn receive(
     request: Request,
 ) -> Result<Response<Body>, Refusal> {
     Call::open(&api, request, Rights::SERVICE_CONNECT).await?;
-    let Some(delivery) = api.hub.c2d().feedback().receive_one().await? else {
-        return Ok(no_content());
-    };
-    let message = FeedbackMessage::parse(&delivery.message).map_err(|error| {
-        error!(sequence = delivery.sequence, %error, "a feedback message cannot be read");
-        Refusal::Internal
-    })?;
+    let feedback = api.hub.c2d().feedback();
+    while let Some(delivery) = feedback.receive_one().await? {
+        match FeedbackMessage::parse(&delivery.message) {
+            Ok(message) => return Ok(answer(&api, delivery.lock, message)),
+            Err(error) => {
+                error!(sequence = delivery.sequence, %error, "a feedback message cannot be read");
+                // It never will be, and must be in nobody's way.
+                let rejected = feedback.settle(delivery.lock, Settlement::Reject);
+                if let Err(SettleError::Store(error)) = rejected.await {
+                    return Err(error.into());
+                }
+            }
+        }
+    }
+    Ok(no_content())
+}
+
+fn answer(api: &Api, lock: LockToken, message: FeedbackMessage) -> Response<Body> {
     let mut response = Response::new(Body::from(message.json));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, CONTENT_TYPE);
     for (name, value) in [
-        (header::ETAG, format!("\"{}\"", delivery.lock)),
-        (
-            HeaderName::from_static("iothub-enqueuedtime"),
-            message.enqueued.to_string(),
-        ),
-        (
-            HeaderName::from_static("iothub-userid"),
-            api.hub.name().to_owned(),
-        ),
+        ("etag", format!("\"{lock}\"")),
+        ("iothub-enqueuedtime", message.enqueued.to_string()),
+        ("iothub-userid", api.hub.name().to_owned()),
     ] {
-        if let Ok(value) = HeaderValue::try_from(value) {
-            headers.insert(name, value);
-        }
+        headers.insert(HeaderName::from_static(name), header_value(&value));
     }
-    Ok(response)
+    response
 }
 
 /// `DELETE /messages/serviceBound/feedback/{lock}`: completes.

@@ -60,13 +60,15 @@ impl Routes {
             )
             .route(
                 "/devices/{device}/modules/{module}/commands",
-                delete(devices::module).fallback(wrong_method),
+                delete(devices::purge).fallback(wrong_method),
             )
             .merge(device_bound_routes("/devices/{device}"))
             .merge(device_bound_routes("/devices/{device}/modules/{module}"))
             .route(
                 "/messages/servicebound/feedback",
-                get(feedback::receive).fallback(wrong_method),
+                get(feedback::receive)
+                    .head(wrong_method)
+                    .fallback(wrong_method),
             )
             .route(
                 "/messages/servicebound/feedback/{lock}",
@@ -113,7 +115,13 @@ impl Routes {
 fn device_bound_routes(identity: &str) -> Router<Api> {
     let messages = format!("{identity}/messages/devicebound");
     Router::new()
-        .route(&messages, get(device_bound::receive).fallback(wrong_method))
+        .route(
+            &messages,
+            get(device_bound::receive)
+                // It would lock a message that nobody sees.
+                .head(wrong_method)
+                .fallback(wrong_method),
+        )
         .route(
             &format!("{messages}/{{lock}}"),
             delete(device_bound::complete_or_reject).fallback(wrong_method),

@@ -224,6 +224,11 @@ impl Queue {
         if !is_next {
             return;
         }
+        if self.settling.contains(&sequence) {
+            // Whoever emptied the queue read it before this was known.
+            self.read_through = sequence;
+            return;
+        }
         if self.receivers.is_empty() && self.requests.is_empty() || self.ready.len() >= READ_AHEAD {
             self.has_more = true;
             return;

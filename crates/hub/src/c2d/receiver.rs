@@ -187,8 +187,8 @@ impl Receiver {
             let Poll::Ready(delivery) = polled else {
                 return Poll::Pending;
             };
-            if self.window == 0 {
-                // It was on its way when the window was closed.
+            // It was on its way when the window was closed, or lay here until its time was over.
+            if self.window == 0 || self.is_over(&delivery) {
                 self.give_back(&delivery);
                 continue;
             }
@@ -240,6 +240,12 @@ impl Receiver {
             id,
             in_flight,
         });
+    }
+
+    /// Whether a message may not be delivered any more, by the clock that its owner goes by. That
+    /// one is shared, so the other is asked first.
+    fn is_over(&self, delivery: &Delivery) -> bool {
+        delivery.expires <= self.inner.timer.now() && delivery.expires <= self.inner.now().wall
     }
 
     fn give_back(&self, delivery: &Delivery) {

@@ -25,8 +25,14 @@ pub(super) struct SteadyWall {
 struct State {
     wall: Timestamp,
     monotonic: Duration,
-    /// Since when the clock shows something else.
-    doubted_since: Option<Duration>,
+    /// Another reckoning, which the clock has shown since it began.
+    doubted: Option<Doubted>,
+}
+
+#[derive(Clone, Copy)]
+struct Doubted {
+    wall: Timestamp,
+    since: Duration,
 }
 
 impl SteadyWall {
@@ -34,7 +40,7 @@ impl SteadyWall {
         let state = Mutex::new(State {
             wall: timer.now(),
             monotonic: timer.monotonic(),
-            doubted_since: None,
+            doubted: None,
         });
         Self { timer, state }
     }
@@ -44,32 +50,47 @@ impl SteadyWall {
         let (wall, monotonic) = (self.timer.now(), self.timer.monotonic());
         // No statement below can panic half way through a change.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let reckoned = state
-            .wall
-            .saturating_add(monotonic.saturating_sub(state.monotonic));
-        let step = wall.since(reckoned).max(reckoned.since(wall));
-        let believed = step <= STEP_MAX
-            || state
-                .doubted_since
-                .is_some_and(|since| monotonic.saturating_sub(since) >= HOLD);
+        let reckoned = reckon(state.wall, state.monotonic, monotonic);
+        let has_held = state.doubted.is_some_and(|doubted| {
+            let expected = reckon(doubted.wall, doubted.since, monotonic);
+            apart(wall, expected) <= STEP_MAX
+        });
+        let is_old = |doubted: Doubted| monotonic.saturating_sub(doubted.since) >= HOLD;
+        let believed =
+            apart(wall, reckoned) <= STEP_MAX || has_held && state.doubted.is_some_and(is_old);
         if believed {
             *state = State {
                 wall,
                 monotonic,
-                doubted_since: None,
+                doubted: None,
             };
             return wall;
         }
-        if state.doubted_since.is_none() {
-            state.doubted_since = Some(monotonic);
+        if state.doubted.is_none() {
             tracing::warn!(
                 clock = %wall,
                 reckoned = %reckoned,
                 "the wall clock was set; it does not count for messages to devices before ten minutes"
             );
         }
+        if !has_held {
+            // Set once more, it has to hold from now on.
+            state.doubted = Some(Doubted {
+                wall,
+                since: monotonic,
+            });
+        }
         reckoned
     }
+}
+
+/// What a clock shows that showed `wall` at `then`.
+fn reckon(wall: Timestamp, then: Duration, now: Duration) -> Timestamp {
+    wall.saturating_add(now.saturating_sub(then))
+}
+
+fn apart(a: Timestamp, b: Timestamp) -> Duration {
+    a.since(b).max(b.since(a))
 }
 
 #[cfg(test)]
@@ -101,5 +122,22 @@ mod tests {
         assert_eq!(wall.now(), seconds(908));
         clock.advance(Duration::from_secs(600));
         assert_eq!(wall.now(), seconds(1508).saturating_sub(HOUR));
+
+        // Set twice: the second time counts from its own beginning.
+        let before = seconds(1508).saturating_sub(HOUR);
+        clock.set_wall(before.saturating_add(HOUR));
+        assert_eq!(wall.now(), before);
+        clock.advance(Duration::from_secs(595));
+        clock.set_wall(before.saturating_add(1000 * HOUR));
+        assert_eq!(wall.now(), before.saturating_add(Duration::from_secs(595)));
+        clock.advance(Duration::from_secs(10));
+        assert_eq!(wall.now(), before.saturating_add(Duration::from_secs(605)));
+        clock.advance(Duration::from_secs(590));
+        assert_eq!(
+            wall.now(),
+            before
+                .saturating_add(1000 * HOUR)
+                .saturating_add(Duration::from_secs(600))
+        );
     }
 }

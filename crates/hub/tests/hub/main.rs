@@ -3,6 +3,7 @@
 
 mod access;
 mod bench;
+mod c2d;
 mod commands;
 mod dead_letters;
 mod events;

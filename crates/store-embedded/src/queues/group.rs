@@ -430,7 +430,11 @@ impl<'a> QueuesGroup<'a> {
             let known = writer.depths.known(&queue.0);
             let is_empty = known.depth.is_none() && writer.tally.is_empty(&queue.0);
             QueueChange {
-                depth: if is_empty { Some(Depth::EMPTY) } else { known.depth },
+                depth: if is_empty {
+                    Some(Depth::EMPTY)
+                } else {
+                    known.depth
+                },
                 net: 0,
                 mark: known.mark,
                 mark_changed: false,

@@ -9,6 +9,7 @@ use fieldpost_hub::auth::DevicePrincipal;
 use fieldpost_hub::c2d::{Settlement, Target};
 use fieldpost_model::{Ack, CloudMessage, Identity};
 use fieldpost_record::command::CommandView;
+use fieldpost_store::{Health, HealthLevel};
 
 use super::wire::Wire;
 use super::*;
@@ -350,6 +351,39 @@ async fn credit_comes_back_with_the_answers() {
         peer.outcome().await;
         answered += 1;
     }
+}
+
+/// Beyond the first mark of the disk nothing is taken: clients are granted nothing and wait.
+#[tokio::test]
+async fn a_hub_without_room_on_its_disk_grants_no_credit_until_there_is_some() {
+    let hub = TestHub::automatic().await;
+    let device = Device::new(&hub, "dev1").await;
+    let mut peer = Peer::with_token(&hub).await;
+    let link = peer.commands().await;
+    let set = |level| {
+        let reason = Some("a test".into());
+        hub.store.log.set_health(Health { level, reason });
+    };
+    set(HealthLevel::HoldMessages);
+    // What was granted before is refused and not lost without a word, and what is left is revoked.
+    peer.send(link, &command(TO_DEV1, |_| (), b"a"), false);
+    let refused = peer.refusal().await;
+    assert_eq!(refused.0, "com.microsoft:server-busy");
+    peer.in_step(&hub).await;
+    assert_eq!(peer.engine.sendable(link), 0);
+    let late = peer.sender(DEVICE_BOUND);
+    peer.accepted(late).await;
+    peer.in_step(&hub).await;
+    assert_eq!(peer.engine.sendable(late), 0);
+    set(HealthLevel::Ok);
+    hub.clock.advance(Duration::from_secs(1));
+    while peer.engine.sendable(link) == 0 || peer.engine.sendable(late) == 0 {
+        let event = next_event(&mut peer.engine, &mut peer.stream, &peer.clock).await;
+        assert!(matches!(event, Some(Event::Credit(_))), "{event:?}");
+    }
+    peer.send(link, &command(TO_DEV1, |_| (), b"a"), false);
+    assert_eq!(peer.outcome().await.state, Some(DeliveryState::Accepted));
+    assert_eq!(device.take().await.body, b"a");
 }
 
 /// What the hub has no room for waits at the client: nothing is read until there is room.

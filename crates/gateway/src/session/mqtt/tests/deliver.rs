@@ -5,6 +5,7 @@ use fieldpost_model::{CloudMessage, Identity};
 use fieldpost_mqtt::PacketId;
 
 use super::*;
+use crate::testing::START;
 
 const COMMANDS: &str = "devices/dev1/messages/devicebound/#";
 const REJECT: &str = "$fieldpost/c2d/reject/?";
@@ -272,6 +273,36 @@ async fn a_client_that_reads_slowly_is_not_silent() {
             tokio::task::yield_now().await;
         }
     }
+}
+
+#[tokio::test]
+async fn what_expires_behind_an_unread_message_does_not_come() {
+    let fleet = Fleet::automatic().await;
+    let mut device = Device::connect_within(&fleet.hub, &fleet.hello(), 4096);
+    device.expect(NEW_SESSION).await;
+    device.subscribe_commands(Qos::AtLeastOnce).await;
+    let message = CloudMessage {
+        expires: Some(START.saturating_add(Duration::from_secs(120))),
+        ..large()
+    };
+    for _ in 0..3 {
+        fleet.send_message(&message).await;
+    }
+    for seconds in [80, 50] {
+        device.raw(&PINGREQ).await;
+        for _ in 0..50 {
+            tokio::task::yield_now().await;
+        }
+        device.clock.advance(Duration::from_secs(seconds));
+    }
+    // It was on its way before its time was over.
+    let first = device.came().await;
+    device.expect(Seen::Pingresp).await;
+    device.expect(Seen::Pingresp).await;
+    fleet.left(1).await;
+    device.ack(&first);
+    device.ping().await;
+    fleet.left(0).await;
 }
 
 #[tokio::test]

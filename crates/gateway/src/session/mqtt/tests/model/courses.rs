@@ -355,6 +355,8 @@ impl World {
                 remembered.retain(|other| other.number != sent.number);
                 remembered.push_back(*sent);
             }
+            // With a store that does not answer, the hub may have got to nothing yet.
+            remembered.append(&mut self.remembered);
             self.remembered = remembered;
         }
         self.in_flight.clear();
@@ -379,9 +381,11 @@ impl World {
                 other => panic!("{other:?}"),
             }
         }
-        if !self.withheld {
-            assert_eq!(self.verdicts_owed, 0);
+        // The hub stops when the store does not answer for a while.
+        if self.withheld {
+            return;
         }
+        assert_eq!(self.verdicts_owed, 0);
         if self.subscribed.is_none() {
             return;
         }
@@ -389,14 +393,13 @@ impl World {
         for left in std::mem::take(&mut self.remembered) {
             self.passed_over(left.number);
         }
-        let (in_flight, withheld) = (&self.in_flight, self.withheld);
+        let in_flight = &self.in_flight;
         for (number, state) in &mut self.messages {
             let is_here = |sent: &InFlight| sent.number == *number && !sent.judged;
-            if *state == State::Unsure && !withheld {
-                *state = State::Gone;
-            }
-            if *state == State::Waiting {
-                assert!(in_flight.iter().any(is_here), "{number} must come");
+            match state {
+                State::Waiting => assert!(in_flight.iter().any(is_here), "{number} must come"),
+                State::Unsure => *state = State::Gone,
+                State::Gone => {}
             }
         }
     }
@@ -476,7 +479,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(3000))]
+    #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
     fn any_course_of_connections_follows_the_model(
