@@ -1,7 +1,9 @@
-//! Stored messages to devices: no bytes panic, and what is read is the same after it was written again.
+//! Stored messages to devices: no bytes panic, what is read is the same after it was written again, and
+//! HTTP can carry it.
 #![no_main]
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
+use fieldpost_gateway::fuzzing::http_command;
 use fieldpost_model::CloudMessage;
 use fieldpost_record::command::{self, CommandEnvelope, CommandView};
 use libfuzzer_sys::fuzz_target;
@@ -50,4 +52,7 @@ fuzz_target!(|stored: &[u8]| {
     assert_eq!(again.message_schema(), view.message_schema());
     assert_eq!(again.body(), Some(view.body().unwrap_or_default()));
     assert!(again.properties().eq(message.properties.iter()));
+    // The six that every message has, and its own.
+    let headers = http_command(Bytes::copy_from_slice(stored)).expect("it was read");
+    assert!(headers >= 6);
 });

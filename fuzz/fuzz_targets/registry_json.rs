@@ -64,7 +64,7 @@ async fn check_stored(hub: &Hub, spec: DeviceSpec, condition: Option<Preconditio
     let read = registry.get(&id).await.expect("it was stored");
     assert_eq!(read.as_ref(), Some(&created));
 
-    let document = device_document(&created, &ConnectionState::UNKNOWN);
+    let document = device_document(&created, &ConnectionState::UNKNOWN, 7);
     let document = serde_json::to_value(&document).expect("plain values");
     let again = device_from_json(document).expect("what we show is valid");
     let updated = registry.update(again, Precondition::ETag(created.etag()));

@@ -45,7 +45,7 @@ impl Fieldpost {
             let device = super::name(number);
             writeln!(
                 lines,
-                r#"{{"deviceId":"{device}","authentication":{{"symmetricKey":{{"primaryKey":"{KEY}","secondaryKey":"{KEY}"}}}}}}"#
+                r#"{{"id":"{device}","importMode":"create","authentication":{{"symmetricKey":{{"primaryKey":"{KEY}","secondaryKey":"{KEY}"}}}}}}"#
             )?;
         }
         let file = folder.join("devices.ndjson");
@@ -106,6 +106,10 @@ impl Fieldpost {
         let mut payload = load.payload();
         let (mut sent, mut accepted) = (0, 0);
         while accepted < load.messages {
+            if service.in_flight() == 0 {
+                // Nothing is owed that could be waited for but credit.
+                service.ready().await?;
+            }
             while sent < load.messages
                 && service.can_send()
                 && service.in_flight() < usize::from(load.in_flight)

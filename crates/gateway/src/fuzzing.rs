@@ -12,11 +12,11 @@ use bytes::{Bytes, BytesMut};
 use fieldpost_amqp::Error;
 use fieldpost_amqp::message::Message;
 use fieldpost_amqp::performative::Attach;
-use fieldpost_hub::c2d::{Settlement, Target};
+use fieldpost_hub::c2d::{Delivery, LockToken, Settlement, Target};
 use fieldpost_hub::clock::Timer;
 use fieldpost_hub::events::StartPosition;
 use fieldpost_hub::identity::{DeviceSpec, Precondition};
-use fieldpost_model::{CloudMessage, DeviceId, DeviceMessage, Identity};
+use fieldpost_model::{CloudMessage, DeviceId, DeviceMessage, Identity, Timestamp};
 use fieldpost_mqtt::PacketId;
 use fieldpost_record::CommandView;
 use serde_json::Value;
@@ -30,7 +30,7 @@ use crate::dialect::amqp::receiver::ReceiverRequest;
 use crate::dialect::amqp::{cbs, redirect, selector};
 use crate::dialect::mqtt::{self, DeliveryName, EmptyValues, Marks, Topic, UserName};
 use crate::http::document::InvalidDocument;
-use crate::http::{call, document, path};
+use crate::http::{call, device_bound, document, path};
 use crate::listen::websocket::WebSocketBytes;
 
 /// What the user name of a CONNECT says, and whether `client_id` goes with it.
@@ -186,6 +186,22 @@ pub fn if_match(value: &[u8]) -> Option<Precondition> {
     let mut headers = HeaderMap::new();
     headers.insert(header::IF_MATCH, HeaderValue::from_bytes(value).ok()?);
     call::if_match(&headers).ok()?
+}
+
+/// How many headers a message to a device has over HTTPS; `None` when the stored message cannot be
+/// read.
+#[must_use]
+pub fn http_command(stored: Bytes) -> Option<usize> {
+    let delivery = Delivery {
+        sequence: u64::MAX,
+        lock: LockToken([0xF0; 16]),
+        delivery_count: u32::MAX,
+        expires: Timestamp::UNIX_EPOCH,
+        again: None,
+        message: stored,
+    };
+    let response = device_bound::message(&delivery).ok()?;
+    Some(response.headers().len())
 }
 
 /// The one spelling of a path; `None` when `path` has it already.

@@ -93,7 +93,7 @@ fn lock_asked_for(call: &DeviceCall) -> Option<Duration> {
 }
 
 /// A message with its properties as headers, in the names of Azure IoT Hub's HTTPS interface.
-fn message(delivery: &Delivery) -> Result<Response<Body>, RecordError> {
+pub(crate) fn message(delivery: &Delivery) -> Result<Response<Body>, RecordError> {
     let command = CommandView::parse(&delivery.message)?;
     let body = command.body().unwrap_or_default();
     // The message's bytes are shared, not copied.

@@ -3,7 +3,7 @@
 mod bulk;
 pub(crate) mod call;
 pub(crate) mod connection;
-mod device_bound;
+pub(crate) mod device_bound;
 mod devices;
 pub mod document;
 mod feedback;

@@ -1,14 +1,21 @@
-//! The routes as service SDKs call them.
+//! The routes as SDKs call them.
+
+mod device_bound;
+mod feedback;
 
 use std::sync::Arc;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode};
+use bytes::Bytes;
+use fieldpost_hub::c2d::{Accepted, SendRefused, Target};
+use fieldpost_hub::secrets::Secret;
+use fieldpost_model::{CloudMessage, Identity};
 use serde_json::{Value, json};
 
 use super::Routes;
 use crate::listen::limits::GatewayLimits;
-use crate::testing::TestHub;
+use crate::testing::{TestHub, expiry, sas_token};
 
 struct Service {
     hub: TestHub,
@@ -39,6 +46,25 @@ impl Service {
         headers: &[(&str, &str)],
         body: String,
     ) -> Answer {
+        let (status, answered, body) = self.send_raw(method, path, headers, body).await;
+        if !body.is_empty() {
+            let kind = &answered["content-type"];
+            assert_eq!(kind, "application/json; charset=utf-8");
+        }
+        Answer {
+            status,
+            headers: answered,
+            body: serde_json::from_slice(&body).unwrap_or(Value::Null),
+        }
+    }
+
+    async fn send_raw(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: String,
+    ) -> (StatusCode, HeaderMap, Bytes) {
         let mut request = Request::builder().method(method).uri(path);
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -47,15 +73,21 @@ impl Service {
         let response = self.routes.clone().answer(request).await;
         let (parts, body) = response.into_parts();
         let body = axum::body::to_bytes(body, usize::MAX).await.unwrap();
-        if !body.is_empty() {
-            let kind = &parts.headers["content-type"];
-            assert_eq!(kind, "application/json; charset=utf-8");
-        }
-        Answer {
-            status: parts.status,
-            headers: parts.headers,
-            body: serde_json::from_slice(&body).unwrap_or(Value::Null),
-        }
+        (parts.status, parts.headers, body)
+    }
+
+    /// Sends a message to a device.
+    async fn command(
+        &self,
+        device: &str,
+        message: &CloudMessage<'_>,
+    ) -> Result<Accepted, SendRefused> {
+        let target = Target {
+            identity: identity(device),
+            fallback: None,
+        };
+        let mut sender = self.hub.hub.c2d().sender("service");
+        sender.send_one(target, message).await
     }
 
     /// As a policy, with the usual API version.
@@ -91,6 +123,15 @@ impl Service {
         self.call("PUT", &format!("/devices/{id}"), None, body)
             .await
     }
+}
+
+fn identity(device: &str) -> Identity {
+    Identity::of_device(device.parse().unwrap())
+}
+
+/// A token of a device's own key, as the device SDKs make them.
+fn own_token(device: &str, key: &Secret) -> String {
+    sas_token(&format!("localhost/devices/{device}"), key, expiry(3600))
 }
 
 fn check_refusal(answer: &Answer, status: u16, name: &str) {

@@ -4,7 +4,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use fieldpost_store::StoreError;
-use fieldpost_store::queues::{Operation, OperationResult};
+use fieldpost_store::queues::{Operation, OperationResult, QueueName};
 use futures_util::future::select;
 use tokio::sync::{mpsc, oneshot};
 
@@ -15,8 +15,8 @@ use crate::identity::DeletedDevice;
 
 /// Works until `stopped` is answered or dropped.
 ///
-/// What is not done by then, or fails, is left to expire: nobody sees it, because a device that is
-/// created anew has another queue.
+/// What is not done by then, or fails, goes when the first of it expires. Nobody sees it until then,
+/// because a device that is created anew has another queue.
 pub(super) async fn run(
     inner: Arc<Inner>,
     mut deletions: mpsc::UnboundedReceiver<DeletedDevice>,
@@ -28,7 +28,7 @@ pub(super) async fn run(
             inner.command(Command::Forget {
                 queue: Arc::clone(&queue),
             });
-            if let Err(error) = drop_queue(&inner, &queue).await {
+            if let Err(error) = drop_queue(&inner, &queue.name).await {
                 tracing::warn!(%error, "messages of a deleted device stay until they expire");
             }
         }
@@ -36,9 +36,10 @@ pub(super) async fn run(
     select(run, stopped).await;
 }
 
-async fn drop_queue(inner: &Inner, queue: &Named) -> Result<(), StoreError> {
+/// Removes a queue with everything in it, without outcomes.
+pub(super) async fn drop_queue(inner: &Inner, queue: &QueueName) -> Result<(), StoreError> {
     loop {
-        let queue = queue.name.clone();
+        let queue = queue.clone();
         let results = inner.queues.apply(vec![Operation::Drop { queue }]).await?;
         if !matches!(
             results.first(),

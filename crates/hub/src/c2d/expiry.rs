@@ -12,11 +12,12 @@ use std::time::Duration;
 
 use fieldpost_model::Timestamp;
 use fieldpost_store::StoreError;
-use fieldpost_store::queues::{DuePage, DuePosition, ListDue, QueuedMessage};
+use fieldpost_store::queues::{DuePage, DuePosition, ListDue, QueueName, QueuedMessage};
 use futures_util::future::{join_all, select};
 use tokio::sync::{Notify, oneshot};
 
 use super::Inner;
+use super::deleted::drop_queue;
 use super::names::{Named, QueueKey};
 use super::outcome::Cause;
 use super::owner::Command;
@@ -171,14 +172,20 @@ impl Sweeper {
             sequence: last.sequence,
         };
         let mut lanes: HashMap<usize, Vec<(Arc<Named>, QueuedMessage)>> = HashMap::new();
+        let mut known: HashMap<QueueName, Option<Arc<Named>>> = HashMap::new();
         for (name, message) in page.messages {
-            let Some(key) = QueueKey::parse(&name) else {
-                tracing::error!(sequence = message.sequence, "a queue's name cannot be read");
-                continue;
+            let queue = match known.get(&name) {
+                Some(queue) => queue.clone(),
+                None => {
+                    let queue = self.queue_of(&name).await?;
+                    known.insert(name, queue.clone());
+                    queue
+                }
             };
-            let lane = Inner::lane_of(&key);
-            let queue = Arc::new(Named { key, name });
-            lanes.entry(lane).or_default().push((queue, message));
+            if let Some(queue) = queue {
+                let lane = Inner::lane_of(&queue.key);
+                lanes.entry(lane).or_default().push((queue, message));
+            }
         }
         let removals = lanes.into_iter().map(|(lane, messages)| {
             let (reply, answered) = oneshot::channel();
@@ -198,5 +205,27 @@ impl Sweeper {
         }
         self.passed = Some(passed);
         Ok(())
+    }
+
+    /// The queue of a name, unless its device is gone: then everything in it goes as well, and
+    /// nothing is told or kept of it.
+    async fn queue_of(&self, name: &QueueName) -> Result<Option<Arc<Named>>, StoreError> {
+        let Some(key) = QueueKey::parse(name) else {
+            tracing::error!("a queue's name cannot be read; its messages do not end");
+            return Ok(None);
+        };
+        if let QueueKey::Device {
+            identity,
+            generation,
+        } = &key
+        {
+            let device = self.inner.registry.get(&identity.device).await?;
+            if device.is_none_or(|device| device.generation_id != *generation) {
+                drop_queue(&self.inner, name).await?;
+                return Ok(None);
+            }
+        }
+        let name = name.clone();
+        Ok(Some(Arc::new(Named { key, name })))
     }
 }

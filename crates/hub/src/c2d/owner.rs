@@ -225,7 +225,7 @@ impl Owner {
                 self.with(&queue, &settings, |owned, effects| {
                     owned
                         .queue
-                        .settle(sequence, lock, settlement, waiter, now, &rules, effects);
+                        .settle((sequence, lock), settlement, waiter, now, &rules, effects);
                 });
             }
             Command::GiveBack {
@@ -262,7 +262,7 @@ impl Owner {
                     let waiter = Waiter::Request(id);
                     owned
                         .queue
-                        .settle(sequence, lock, settlement, waiter, now, &rules, effects);
+                        .settle((sequence, lock), settlement, waiter, now, &rules, effects);
                 });
             }
             Command::Remove {
@@ -398,9 +398,16 @@ impl Owner {
                 // Whoever asked may have gone away.
                 let _ = reply.send(result);
             }
-            Pending::Count { queue } => {
-                // A count that was not remembered is one too low after a restart, at worst.
-                self.owned(&queue).queue.counted();
+            Pending::Count {
+                queue,
+                sequence,
+                waiter,
+            } => {
+                // A count that was not remembered is one too low after a restart, at worst. The
+                // message may have gone since; it was given back all the same.
+                let owned = self.owned(&queue);
+                owned.queue.counted();
+                owned.tell(waiter, sequence, result.map(|_| ()).map_err(Into::into));
             }
             Pending::Settle {
                 queue,
@@ -460,6 +467,7 @@ impl Owner {
         while let Poll::Ready(Some(loaded)) = self.loads.poll_next_unpin(cx) {
             progress = true;
             let Loaded { queue, after, page } = loaded;
+            self.out.start_loads(&self.shared, &self.loads);
             match page {
                 Ok(page) => {
                     let owned = self.owned(&queue);

@@ -29,8 +29,9 @@ const LOW: usize = 16;
 #[derive(Debug)]
 pub(super) struct Queue {
     entries: BTreeMap<u64, Entry>,
-    /// Those of `entries` that nobody holds.
+    /// Those of `entries` that nobody holds, and bytes of their messages.
     ready: BTreeSet<u64>,
+    ready_bytes: usize,
     /// On their way out of the store.
     settling: BTreeSet<u64>,
     /// Deliveries that have ended, of messages that are still there.
@@ -103,6 +104,7 @@ impl Queue {
         Self {
             entries: BTreeMap::new(),
             ready: BTreeSet::new(),
+            ready_bytes: 0,
             settling: BTreeSet::new(),
             past: HashMap::new(),
             receivers: Vec::new(),
@@ -229,7 +231,8 @@ impl Queue {
             self.read_through = sequence;
             return;
         }
-        if self.receivers.is_empty() && self.requests.is_empty() || self.ready.len() >= READ_AHEAD {
+        let is_unwanted = self.receivers.is_empty() && self.requests.is_empty();
+        if is_unwanted || self.ready.len() >= READ_AHEAD || self.ready_bytes >= READ_AHEAD_BYTES {
             self.has_more = true;
             return;
         }
@@ -322,7 +325,7 @@ impl Queue {
         let is_wanted =
             !self.requests.is_empty() || self.receivers.iter().any(|r| r.holds < r.window);
         let may_read = !self.is_loading && !self.is_paused;
-        if is_wanted && self.has_more && may_read && self.ready.len() < LOW {
+        if is_wanted && self.has_more && may_read && self.is_low() {
             self.is_loading = true;
             self.missed = false;
             out.push(Effect::Load {
@@ -340,7 +343,7 @@ impl Queue {
         tokens: &mut dyn FnMut() -> LockToken,
         out: &mut Vec<Effect>,
     ) -> bool {
-        let (has_more, is_loading) = (self.has_more, self.is_loading);
+        let is_to_come = self.is_low() && (self.has_more || self.is_loading);
         let Some(receiver) = self.receivers.get_mut(place) else {
             return false;
         };
@@ -351,8 +354,7 @@ impl Queue {
         let mut chosen = None;
         while let Some((sequence, again)) = receiver.again.front().copied() {
             let is_ready = self.ready.contains(&sequence);
-            let is_to_be_read =
-                sequence > self.read_through && self.ready.len() < LOW && (has_more || is_loading);
+            let is_to_be_read = sequence > self.read_through && is_to_come;
             if !is_ready && is_to_be_read {
                 // Whatever came after it must wait.
                 return false;
@@ -407,8 +409,8 @@ impl Queue {
         lock: LockToken,
         out: &mut Vec<Effect>,
     ) -> Option<Delivery> {
+        self.unready(sequence);
         let entry = self.entries.get_mut(&sequence)?;
-        self.ready.remove(&sequence);
         entry.held = Some(Held {
             by,
             lock,
@@ -432,11 +434,10 @@ impl Queue {
         })
     }
 
-    /// Whoever holds `lock` of a message is done with it.
+    /// Whoever holds the lock of a message is done with it.
     pub(super) fn settle(
         &mut self,
-        sequence: u64,
-        lock: LockToken,
+        (sequence, lock): (u64, LockToken),
         settlement: Settlement,
         waiter: Waiter,
         now: Now,
@@ -445,11 +446,7 @@ impl Queue {
     ) {
         let held = self.entries.get(&sequence).and_then(|entry| entry.held);
         if held.is_none_or(|held| held.lock != lock) {
-            out.push(Effect::Tell {
-                waiter,
-                sequence,
-                done: false,
-            });
+            out.push(Effect::Lost { waiter, sequence });
             return;
         }
         let (end, cause) = match settlement {
@@ -618,14 +615,36 @@ impl Queue {
     fn forget(&mut self) {
         self.entries.clear();
         self.ready.clear();
+        self.ready_bytes = 0;
         self.read_through = 0;
         self.has_more = true;
     }
 
+    /// Whether there is little to deliver.
+    fn is_low(&self) -> bool {
+        self.ready.len() < LOW && self.ready_bytes < READ_AHEAD_BYTES
+    }
+
+    fn ready(&mut self, sequence: u64) {
+        if let Some(entry) = self.entries.get(&sequence)
+            && self.ready.insert(sequence)
+        {
+            self.ready_bytes += entry.message.len();
+        }
+    }
+
+    fn unready(&mut self, sequence: u64) {
+        if let Some(entry) = self.entries.get(&sequence)
+            && self.ready.remove(&sequence)
+        {
+            self.ready_bytes = self.ready_bytes.saturating_sub(entry.message.len());
+        }
+    }
+
     fn insert(&mut self, message: QueuedMessage) {
-        self.ready.insert(message.sequence);
+        let sequence = message.sequence;
         self.entries.insert(
-            message.sequence,
+            sequence,
             Entry {
                 message: message.message,
                 expires: message.expires,
@@ -633,6 +652,7 @@ impl Queue {
                 held: None,
             },
         );
+        self.ready(sequence);
     }
 
     /// A delivery ends and the message stays, unless it was the last one that it gets.
@@ -662,7 +682,11 @@ impl Queue {
             self.leave(sequence, Cause::DeliveryCountExceeded, waiter, out);
         } else if self.wait(sequence, now, waiter, out) && counts {
             self.counting += 1;
-            out.push(Effect::Count { sequence, count });
+            out.push(Effect::Count {
+                sequence,
+                count,
+                waiter,
+            });
         }
     }
 
@@ -674,14 +698,7 @@ impl Queue {
             self.leave(sequence, Cause::Expired, waiter, out);
             return false;
         }
-        self.ready.insert(sequence);
-        if waiter != Waiter::Nobody {
-            out.push(Effect::Tell {
-                waiter,
-                sequence,
-                done: true,
-            });
-        }
+        self.ready(sequence);
         true
     }
 
@@ -723,10 +740,10 @@ impl Queue {
     }
 
     fn leave(&mut self, sequence: u64, cause: Cause, waiter: Waiter, out: &mut Vec<Effect>) {
+        self.unready(sequence);
         let Some(entry) = self.entries.remove(&sequence) else {
             return;
         };
-        self.ready.remove(&sequence);
         self.settling.insert(sequence);
         out.push(Effect::Settle(Settled {
             sequence,

@@ -2,14 +2,20 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use fieldpost_hub::auth::DevicePrincipal;
-use fieldpost_hub::c2d::{Accepted, Delivery, FeedbackMessage, SendRefused, Settlement, Target};
+use fieldpost_hub::c2d::{
+    Accepted, Cause, Delivery, FeedbackMessage, Receiver, SendRefused, SettleError, Settlement,
+    Target,
+};
 use fieldpost_hub::clock::{ManualClock, SeededChance};
 use fieldpost_hub::secrets::Keyring;
 use fieldpost_hub::{Hub, HubConfig, HubParts};
 use fieldpost_model::{Ack, CloudMessage, Timestamp};
+use fieldpost_record::CommandView;
 use fieldpost_store::memory::{MemoryQueues, MemoryStore};
 use fieldpost_store::queues::{
     DeviceQueues, DuePage, DuePosition, Lane, LaneFigures, ListDue, ListOutcomes, ListQueue,
@@ -18,7 +24,7 @@ use fieldpost_store::queues::{
 use fieldpost_store::{Answer, Store, StoreError};
 use serde_json::Value;
 
-use crate::bench::{Bench, identity, settle};
+use crate::bench::{Bench, context, identity, settle};
 
 /// Sends a message with a body to a device.
 pub(crate) async fn send(
@@ -221,7 +227,7 @@ pub(crate) fn lane(queues: &MemoryQueues, number: u8) -> LaneFigures {
 
 /// The body of a stored message.
 pub(crate) fn body(message: &Bytes) -> Vec<u8> {
-    let view = fieldpost_record::CommandView::parse(message).unwrap();
+    let view = CommandView::parse(message).unwrap();
     view.body().unwrap().to_vec()
 }
 
@@ -304,4 +310,56 @@ impl DeviceQueues for FullQueues {
     fn close(&self) -> Answer<()> {
         self.inner.close()
     }
+}
+
+pub(crate) fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+pub(crate) async fn next(hub: &Hub, device: &DevicePrincipal) -> Option<Delivery> {
+    hub.c2d().receive_one(device, None).await.unwrap()
+}
+
+pub(crate) fn message_id(delivery: &Delivery) -> String {
+    let view = CommandView::parse(&delivery.message).unwrap();
+    view.message_id().unwrap().to_owned()
+}
+
+/// Takes everything that a receiver has got.
+pub(crate) async fn taken(receiver: &mut Receiver) -> Vec<Delivery> {
+    settle().await;
+    let mut taken = Vec::new();
+    while let Poll::Ready(delivery) = receiver.poll_delivery(&mut context()) {
+        taken.push(delivery);
+    }
+    taken
+}
+
+pub(crate) fn ids(deliveries: &[Delivery]) -> Vec<String> {
+    deliveries.iter().map(message_id).collect()
+}
+
+pub(crate) async fn send_many(hub: &Hub, device: &str, ids: &[&str]) -> Vec<Accepted> {
+    let mut accepted = Vec::new();
+    for id in ids {
+        accepted.push(send(hub, device, id, Ack::None).await.unwrap());
+    }
+    accepted
+}
+
+/// How many messages wait for a device, the held ones included.
+pub(crate) async fn count(hub: &Hub, device: &DevicePrincipal) -> u64 {
+    let of = [(device.identity.clone(), Arc::clone(&device.generation_id))];
+    let counts = hub.c2d().message_counts(&of).await.unwrap();
+    counts.into_iter().next().unwrap()
+}
+
+pub(crate) fn is_lost(outcome: &Result<(), SettleError>) -> bool {
+    matches!(outcome, Err(SettleError::LockLost))
+}
+
+pub(crate) async fn dead(hub: &Hub) -> Vec<(Cause, u32)> {
+    let page = hub.c2d().dead_letters(0, 1000, None).await.unwrap();
+    let letters = page.letters.iter();
+    letters.map(|l| (l.cause, l.delivery_count)).collect()
 }

@@ -1,5 +1,5 @@
 //! What goes out from an owner: operations for the store, deliveries and answers.
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +27,9 @@ use crate::settings::{CloudToDeviceSettings, HubSettings};
 /// Operations in one batch, and bytes of their messages.
 const BATCH_OPERATIONS_MAX: usize = 1024;
 const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Queues that are read at the same time; with their bytes, what a storm of connections may take.
+const LOADS_MAX: usize = 64;
 
 /// A queue with those who wait for something of it.
 pub(super) struct Owned {
@@ -73,6 +76,8 @@ pub(super) enum Pending {
     },
     Count {
         queue: Arc<Named>,
+        sequence: u64,
+        waiter: Waiter,
     },
 }
 
@@ -90,6 +95,8 @@ pub(super) struct Outbox {
     pub(super) pending: Vec<Pending>,
     pub(super) bytes: usize,
     pub(super) touched: Vec<QueueName>,
+    /// Queues that are to be read, one entry each at most.
+    pub(super) waiting_loads: VecDeque<(Arc<Named>, u64)>,
     pub(super) timers: BTreeMap<(Duration, TimerKey), Timed>,
     pub(super) removals: HashMap<u64, Removal>,
     pub(super) tokens: Tokens,
@@ -158,6 +165,7 @@ impl Outbox {
             pending: Vec::new(),
             bytes: 0,
             touched: Vec::new(),
+            waiting_loads: VecDeque::new(),
             timers: BTreeMap::new(),
             removals: HashMap::new(),
             tokens: Tokens::new(chance),
@@ -264,40 +272,50 @@ impl Outbox {
                     },
                 );
             }
-            Effect::Count { sequence, count } => {
+            Effect::Count {
+                sequence,
+                count,
+                waiter,
+            } => {
                 let operation = Operation::SetDeliveryCount {
                     queue: named.name.clone(),
                     sequence,
                     count,
                 };
-                self.push(operation, Pending::Count { queue: named });
-            }
-            Effect::Tell {
-                waiter,
-                sequence,
-                done,
-            } => {
-                let told = if done {
-                    Ok(())
-                } else {
-                    Err(SettleError::LockLost)
+                let pending = Pending::Count {
+                    queue: named,
+                    sequence,
+                    waiter,
                 };
-                owned.tell(waiter, sequence, told);
+                self.push(operation, pending);
+            }
+            Effect::Lost { waiter, sequence } => {
+                owned.tell(waiter, sequence, Err(SettleError::LockLost));
             }
             Effect::Load { after } => {
-                let page = shared.queues.list(ListQueue {
-                    queue: named.name.clone(),
-                    after,
-                    limit: READ_AHEAD,
-                    bytes_max: READ_AHEAD_BYTES,
-                });
-                let load = page.map(move |page| Loaded {
-                    queue: named,
-                    after,
-                    page,
-                });
-                loads.push(load.boxed());
+                self.waiting_loads.push_back((named, after));
+                self.start_loads(shared, loads);
             }
+        }
+    }
+
+    /// Begins reads of queues, as many as may be under way.
+    pub(super) fn start_loads(
+        &mut self,
+        shared: &Shared,
+        loads: &FuturesUnordered<BoxFuture<'static, Loaded>>,
+    ) {
+        while loads.len() < LOADS_MAX
+            && let Some((queue, after)) = self.waiting_loads.pop_front()
+        {
+            let page = shared.queues.list(ListQueue {
+                queue: queue.name.clone(),
+                after,
+                limit: READ_AHEAD,
+                bytes_max: READ_AHEAD_BYTES,
+            });
+            let load = page.map(move |page| Loaded { queue, after, page });
+            loads.push(load.boxed());
         }
     }
 

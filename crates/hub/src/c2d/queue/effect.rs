@@ -62,14 +62,15 @@ pub(in crate::c2d) enum Effect {
     Unlock { ends: Duration, lock: LockToken },
     /// The message leaves the queue; [`Queue::settled`](super::Queue::settled) is owed.
     Settle(Settled),
-    /// The count is to be remembered; [`Queue::counted`](super::Queue::counted) is owed.
-    Count { sequence: u64, count: u32 },
-    /// Somebody is told at once: done without the store, or the lock was lost.
-    Tell {
-        waiter: Waiter,
+    /// The count is to be remembered; [`Queue::counted`](super::Queue::counted) is owed, and then
+    /// the waiter is told.
+    Count {
         sequence: u64,
-        done: bool,
+        count: u32,
+        waiter: Waiter,
     },
+    /// Whoever wanted to settle has lost the lock.
+    Lost { waiter: Waiter, sequence: u64 },
     /// Messages after this number are to be read; [`Queue::loaded`](super::Queue::loaded) is owed.
     Load { after: u64 },
 }

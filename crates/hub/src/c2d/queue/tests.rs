@@ -204,6 +204,8 @@ impl History {
                 if !resume {
                     expected.clear();
                 }
+                // Those of which it was seen that somebody else holds them are forgotten.
+                expected.retain(|(_, tag)| tags.contains(tag));
                 let known: Vec<_> = expected.iter().map(|(_, tag)| *tag).collect();
                 assert_eq!(tags, known);
                 self.members.push(Member {
@@ -271,9 +273,9 @@ impl History {
                 self.leaving = Leaving::Settled(held.sequence, settlement, waiter);
                 let (sequence, lock) = (held.sequence, held.lock);
                 self.queue
-                    .settle(sequence, lock, settlement, waiter, now, &rules, &mut out);
+                    .settle((sequence, lock), settlement, waiter, now, &rules, &mut out);
                 let told = out.iter().any(|effect| match effect {
-                    Effect::Tell { done, .. } => *done,
+                    Effect::Count { waiter: to, .. } => *to == waiter,
                     Effect::Settle(settled) => settled.waiter == waiter,
                     _ => false,
                 });
@@ -288,12 +290,8 @@ impl History {
                 let waiter = Waiter::Request(RequestId(u64::MAX));
                 let settlement = Settlement::Complete;
                 self.queue
-                    .settle(sequence, lock, settlement, waiter, now, &rules, &mut out);
-                let lost = Effect::Tell {
-                    waiter,
-                    sequence,
-                    done: false,
-                };
+                    .settle((sequence, lock), settlement, waiter, now, &rules, &mut out);
+                let lost = Effect::Lost { waiter, sequence };
                 assert_eq!(out, [lost]);
             }
             Step::GiveBack { held } => {
@@ -475,17 +473,24 @@ impl History {
                     self.timers.remove(&(ends, lock.0));
                 }
                 Effect::Settle(settled) => self.leaves(settled),
-                Effect::Count { sequence, count } => {
+                Effect::Count {
+                    sequence,
+                    count,
+                    waiter,
+                } => {
                     let stored = &self.stored[&sequence];
                     assert_eq!(stored.count, count);
                     assert!(count < MAX_COUNT);
+                    match self.leaving {
+                        Leaving::Settled(of, settlement, to) => {
+                            let abandoned = (sequence, Settlement::Abandon, waiter);
+                            assert_eq!((of, settlement, to), abandoned);
+                        }
+                        _ => assert_eq!(waiter, Waiter::Nobody),
+                    }
                     self.at_store.push_back(AtStore::Count);
                 }
-                Effect::Tell { done, .. } => {
-                    let is_abandoned =
-                        matches!(self.leaving, Leaving::Settled(_, Settlement::Abandon, _));
-                    assert_eq!(done, is_abandoned);
-                }
+                Effect::Lost { .. } => assert_eq!(self.leaving, Leaving::Nothing),
                 Effect::Load { after } => {
                     assert!(self.load.is_none() && !self.is_paused);
                     let (messages, more) = self.page(after);
@@ -723,4 +728,28 @@ proptest! {
         }
         history.end();
     }
+}
+
+#[test]
+fn what_is_read_ahead_is_bounded_in_bytes_too() {
+    let mut queue = Queue::new();
+    let rules = History::new(false).rules;
+    let now = History::new(false).now;
+    let mut out = Vec::new();
+    let mut token = || LockToken([0; 16]);
+    queue.attach(ReceiverId(1), 1, false, false);
+    queue.set_window(ReceiverId(1), 1);
+    queue.dispatch(now, &rules, &mut token, &mut out);
+    queue.loaded(0, Vec::new(), false);
+    let expires = now.wall.saturating_add(Duration::from_secs(60));
+    let message = Bytes::from(vec![0; 64 * 1024]);
+    for sequence in 1..100 {
+        queue.enqueued(sequence, message.clone(), expires, now, &mut out);
+        queue.dispatch(now, &rules, &mut token, &mut out);
+    }
+    let bytes: usize = queue.entries.values().map(|e| e.message.len()).sum();
+    // And the one that is held.
+    assert!(bytes <= READ_AHEAD_BYTES + 64 * 1024, "{bytes}");
+    let loads = out.iter().filter(|e| matches!(e, Effect::Load { .. }));
+    assert_eq!(loads.count(), 1);
 }

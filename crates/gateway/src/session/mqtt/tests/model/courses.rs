@@ -14,6 +14,9 @@ struct SamePacketIds(SeededChance);
 /// The ids begin anew within a few messages.
 const FIRST_PACKET_ID: u16 = u16::MAX - 2;
 
+/// A message that was abandoned as often as this is a dead letter (Azure IoT Hub's default).
+const DELIVERIES_MAX: u32 = 10;
+
 impl Chance for SamePacketIds {
     fn fill(&self, out: &mut [u8]) {
         match out {
@@ -42,6 +45,8 @@ enum Step {
         which: Index,
         reject: bool,
         by_message: bool,
+        /// The PUBACK follows at once, as SDKs send it.
+        then_ack: bool,
     },
     Break,
     Disconnect,
@@ -64,8 +69,8 @@ fn step() -> impl Strategy<Value = Step> {
         5 => index().prop_map(Step::Ack),
         3 => index().prop_map(Step::StaleAck),
         2 => index().prop_map(Step::AckAndTakeOver),
-        3 => (index(), any::<bool>(), any::<bool>()).prop_map(|(which, reject, by_message)| {
-            Step::Judge { which, reject, by_message }
+        5 => (index(), any::<[bool; 3]>()).prop_map(|(which, [reject, by_message, then_ack])| {
+            Step::Judge { which, reject, by_message, then_ack }
         }),
         3 => Just(Step::Break),
         1 => Just(Step::Disconnect),
@@ -101,6 +106,7 @@ struct World {
     device: Option<Device>,
     clean: bool,
     messages: BTreeMap<u32, State>,
+    abandoned: BTreeMap<u32, u32>,
     /// Deliveries of the live connection without a PUBACK, oldest first.
     in_flight: Vec<InFlight>,
     /// What the session of the live connection wants.
@@ -128,6 +134,7 @@ impl World {
             device: None,
             clean: false,
             messages: BTreeMap::new(),
+            abandoned: BTreeMap::new(),
             in_flight: Vec::new(),
             subscribed: None,
             stored: None,
@@ -151,7 +158,10 @@ impl World {
                     .filter(|s| **s != State::Gone)
                     .count();
                 if !self.withheld && waiting < 8 {
-                    let number = self.messages.len() as u32 + 1;
+                    let number = self
+                        .messages
+                        .last_key_value()
+                        .map_or(1, |(last, _)| last + 1);
                     let mut sender = self.fleet.hub.hub.c2d().sender("service");
                     send(&mut sender, number).await;
                     self.messages.insert(number, State::Waiting);
@@ -187,7 +197,16 @@ impl World {
                 which,
                 reject,
                 by_message,
-            } => self.judge(&which, reject, by_message).await,
+                then_ack,
+            } => {
+                if let Some(judged) = self.judge(&which, reject, by_message).await
+                    && then_ack
+                {
+                    // What was abandoned has come again before.
+                    self.look().await;
+                    self.ack(judged).await;
+                }
+            }
             Step::Break => self.end(false).await,
             Step::Disconnect => self.end(true).await,
             Step::Withhold(withhold) => {
@@ -227,31 +246,36 @@ impl World {
         }
     }
 
-    async fn judge(&mut self, which: &Index, reject: bool, by_message: bool) {
+    async fn judge(&mut self, which: &Index, reject: bool, by_message: bool) -> Option<InFlight> {
         // An abandoned message comes back when the store has noted it.
         if self.withheld && !reject {
-            return;
+            return None;
         }
-        let Some(sent) = self.pick(which, false) else {
-            return;
-        };
-        let Some(device) = &mut self.device else {
-            return;
-        };
+        let mut sent = self.pick(which, false)?;
+        let device = self.device.as_mut()?;
         let word = if reject { "reject" } else { "abandon" };
-        let name = if by_message {
-            format!("$mid=m{}", sent.number)
-        } else {
-            format!("$pid={}", sent.packet_id)
-        };
+        let mut name = format!("$pid={}", sent.packet_id);
+        if by_message {
+            let id = message_id(sent.number);
+            name = format!("$mid={id}");
+            // It is about the oldest of that name.
+            let is_named = |other: &&InFlight| !other.judged && message_id(other.number) == id;
+            sent = *self.in_flight.iter().find(is_named)?;
+        }
         device.publish(&format!("$fieldpost/c2d/{word}/?{name}"), b"why not");
         self.verdicts_owed += 1;
         for other in &mut self.in_flight {
             other.judged |= *other == sent;
         }
-        if reject {
+        let abandoned = self.abandoned.entry(sent.number).or_default();
+        *abandoned += u32::from(!reject);
+        if reject || *abandoned == DELIVERIES_MAX {
             self.messages.insert(sent.number, State::Gone);
         }
+        Some(InFlight {
+            judged: true,
+            ..sent
+        })
     }
 
     async fn connect(&mut self, clean: bool) {
@@ -479,7 +503,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
     fn any_course_of_connections_follows_the_model(

@@ -1,9 +1,12 @@
 //! Kills a real hub at random moments, again and again, and checks that it loses nothing.
 //!
-//! Raw devices, one Python and one Node.js SDK client live through all rounds. A ledger outside the
+//! Raw devices, one Python and one Node.js SDK client live through all rounds, and a back end that
+//! sends messages to devices. A ledger outside the
 //! hub's process remembers what was acknowledged and what was shown. After every round the
 //! new events are read through the Event Hubs endpoint; at the end everything is read again from the
 //! beginning, and the store is verified offline.
+
+mod commands;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -20,6 +23,8 @@ use fieldpost_testkit::ledger::Ledger;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::Instant;
+
+use commands::Commands;
 
 /// Kills a hub at random moments and checks that nothing acknowledged is lost.
 #[derive(Parser)]
@@ -139,15 +144,19 @@ async fn rounds(
         await_progress(ledger, name, 0).await?;
     }
 
+    let commands = Commands::start(hub, &arguments.python).await?;
+
     for round in 1..=arguments.rounds {
         let life = Duration::from_millis(chance.below(LIFE_MILLIS_MAX));
         tokio::time::sleep(life).await;
         hub.kill().await?;
         hub.start().await?;
         read_all(hub, ledger, false).await?;
+        let (accepted, delivered) = commands.so_far()?;
         let ledger = lock(ledger);
         say(&format!(
-            "round {round}: killed after {} ms; {} acknowledged, {} read",
+            "round {round}: killed after {} ms; {} acknowledged, {} read; to devices {accepted} accepted, \
+             {delivered} delivered",
             life.as_millis(),
             ledger.acknowledged(),
             ledger.shown_in_all()
@@ -173,6 +182,8 @@ async fn rounds(
         sender.abort();
     }
 
+    let told = commands.end().await?;
+
     read_all(hub, ledger, true).await?;
     let status = hub.stop().await?;
     ensure!(status.success(), "the hub ended with {status}");
@@ -186,6 +197,7 @@ async fn rounds(
     }
     let ledger = lock(ledger);
     say(&verified);
+    say(&told);
     say(&format!(
         "kills {}, acknowledged {}, read {}, lost 0",
         arguments.rounds,
