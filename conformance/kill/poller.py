@@ -23,6 +23,8 @@ digest = hmac.new(base64.b64decode(key), f"{resource}\n{expiry}".encode(), hashl
 signature = urllib.parse.quote(base64.b64encode(digest), safe="")
 
 session = requests.Session()
+# Else the environment's certificates would count instead of these.
+session.trust_env = False
 session.verify = ca
 session.headers["Authorization"] = f"SharedAccessSignature sr={resource}&sig={signature}&se={expiry}"
 base = f"https://{host}/devices/{device}/messages/devicebound"
