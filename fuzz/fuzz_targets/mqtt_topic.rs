@@ -10,9 +10,7 @@ use fieldpost_fuzz::{NOW, lines};
 use fieldpost_gateway::fuzzing::{
     mqtt_command_topic, mqtt_filter, mqtt_message, mqtt_settlement, mqtt_user_name,
 };
-use fieldpost_model::{
-    Ack, AuthKind, AuthScope, AuthStamp, CloudMessage, DeviceMessage, Identity,
-};
+use fieldpost_model::{Ack, AuthKind, AuthScope, AuthStamp, CloudMessage, DeviceMessage, Identity};
 use fieldpost_record::{
     CommandEnvelope, CommandView, Envelope, RecordView, Source, command, encode,
 };
@@ -121,7 +119,13 @@ fn check_command(identity: &Identity, own: &str, message: &DeviceMessage<'_>) {
             assert_eq!(read.system.$field.as_deref(), sent);
         )*};
     }
-    check!(message_id, correlation_id, user_id, content_type, content_encoding);
+    check!(
+        message_id,
+        correlation_id,
+        user_id,
+        content_type,
+        content_encoding
+    );
     let target = system.to.clone().filter(|to| !to.is_empty());
     let target = target.unwrap_or_else(|| format!("/{own}/messages/devicebound").into());
     assert_eq!(read.system.to, Some(target));
