@@ -219,10 +219,17 @@ impl Sweeper {
             generation,
         } = &key
         {
-            let device = self.inner.registry.get(&identity.device).await?;
-            if device.is_none_or(|device| device.generation_id != *generation) {
-                drop_queue(&self.inner, name).await?;
-                return Ok(None);
+            match self.inner.registry.get(&identity.device).await {
+                Ok(Some(device)) if device.generation_id == *generation => {}
+                Ok(_) => {
+                    drop_queue(&self.inner, name).await?;
+                    return Ok(None);
+                }
+                // One device that cannot be read must not keep all others' messages from ending.
+                Err(error @ StoreError::Damaged { .. }) => {
+                    tracing::error!(%error, device = %identity.device, "a device cannot be read");
+                }
+                Err(error) => return Err(error),
             }
         }
         let name = name.clone();

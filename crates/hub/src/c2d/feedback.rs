@@ -338,8 +338,15 @@ impl Follower {
         else {
             return Ok(false);
         };
-        let device = self.inner.registry.get(&identity.device).await?;
-        Ok(device.is_some_and(|device| device.generation_id == generation))
+        match self.inner.registry.get(&identity.device).await {
+            Ok(device) => Ok(device.is_some_and(|device| device.generation_id == generation)),
+            // One device that cannot be read must not keep all others' senders waiting.
+            Err(error @ StoreError::Damaged { .. }) => {
+                tracing::error!(%error, device = %identity.device, "a device cannot be read");
+                Ok(true)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Puts a message into the feedback queue. It is offered unchanged until it is taken: one that

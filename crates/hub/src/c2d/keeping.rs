@@ -79,10 +79,16 @@ impl Keeper {
     }
 
     async fn look(&mut self) -> Result<(), StoreError> {
-        while self.trim_dead_letters().await? {
+        // What is wrong with one lane must not let the other grow.
+        let dead_letters = self.look_at_dead_letters().await;
+        while self.trim_history().await? {
             self.sleep(PAUSE).await;
         }
-        while self.trim_history().await? {
+        dead_letters
+    }
+
+    async fn look_at_dead_letters(&mut self) -> Result<(), StoreError> {
+        while self.trim_dead_letters().await? {
             self.sleep(PAUSE).await;
         }
         Ok(())

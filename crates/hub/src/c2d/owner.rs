@@ -37,9 +37,6 @@ use outbox::{Loaded, Outbox, Owned, Pending, Removal, Timed};
 /// Batches that may be on their way to the store. More would only be smaller.
 const BATCHES_MAX: usize = 4;
 
-/// How long an owner waits before it asks a store again that could not be read.
-const RETRY: Duration = Duration::from_secs(1);
-
 /// Queues at rest of which more is remembered than the store knows: past attempts, and what
 /// sessions had in flight. The oldest are forgotten.
 const REMEMBERED_MAX: usize = 16_384;
@@ -433,11 +430,12 @@ impl Owner {
                 };
                 let owned = self.owned(&queue);
                 owned.queue.settled(sequence, is_gone);
+                let pause = owned.queue.pause_span();
                 owned.tell(waiter, sequence, told);
                 if !is_gone {
                     // Its time may have come while it was held; the sweeper has passed it then.
                     self.shared.due.look_again();
-                    let at = self.shared.timer.monotonic().saturating_add(RETRY);
+                    let at = self.shared.timer.monotonic().saturating_add(pause);
                     self.out.retry_at(at, queue);
                 }
                 if let Some(number) = removal {
@@ -482,7 +480,8 @@ impl Owner {
                             let _ = reply.send(Err(error.clone()));
                         }
                     }
-                    let at = self.shared.timer.monotonic().saturating_add(RETRY);
+                    let pause = owned.queue.pause_span();
+                    let at = self.shared.timer.monotonic().saturating_add(pause);
                     self.out.retry_at(at, queue);
                 }
             }

@@ -22,6 +22,10 @@ pub(super) use effect::{Effect, Live, Now, ReceiverId, RequestId, Rules, Settled
 pub(super) const READ_AHEAD: usize = 64;
 pub(super) const READ_AHEAD_BYTES: usize = 256 * 1024;
 
+/// How long a queue waits before it reads again from a store that has failed: at first, and at last.
+const PAUSE_FIRST: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+
 /// With fewer ready messages than this, more are read.
 const LOW: usize = 16;
 
@@ -53,6 +57,8 @@ pub(super) struct Queue {
     gone: BTreeSet<u64>,
     /// The store failed; it is not read before [`Queue::retry`].
     is_paused: bool,
+    /// Pauses in a row.
+    failures: u32,
     /// What the read in progress brings is of a device that is gone.
     is_void: bool,
     /// Counts on their way to the store.
@@ -117,6 +123,7 @@ impl Queue {
             missed: false,
             gone: BTreeSet::new(),
             is_paused: false,
+            failures: 0,
             is_void: false,
             counting: 0,
         }
@@ -249,7 +256,7 @@ impl Queue {
     /// message has to be told.
     pub(super) fn load_failed(&mut self) -> Vec<RequestId> {
         self.is_loading = false;
-        self.is_paused = true;
+        self.pause();
         self.is_void = false;
         self.gone.clear();
         self.requests.drain(..).map(|request| request.id).collect()
@@ -550,6 +557,7 @@ impl Queue {
     pub(super) fn settled(&mut self, sequence: u64, is_gone: bool) {
         self.settling.remove(&sequence);
         if is_gone {
+            self.failures = 0;
             self.past.remove(&sequence);
             if self.is_loading {
                 self.gone.insert(sequence);
@@ -558,7 +566,23 @@ impl Queue {
             self.read_through = self.read_through.min(sequence.saturating_sub(1));
             self.has_more = true;
             self.missed = true;
-            self.is_paused = true;
+            self.pause();
+        }
+    }
+
+    /// How long the store is left alone: the longer, the more often it has failed. A device that is
+    /// told the same thing again and again may do it again and again.
+    pub(super) fn pause_span(&self) -> Duration {
+        let factor = 1_u32
+            .checked_shl(self.failures.saturating_sub(1))
+            .unwrap_or(u32::MAX);
+        PAUSE_FIRST.saturating_mul(factor).min(PAUSE_MAX)
+    }
+
+    fn pause(&mut self) {
+        // What fails together counts once.
+        if !std::mem::replace(&mut self.is_paused, true) {
+            self.failures = self.failures.saturating_add(1);
         }
     }
 
