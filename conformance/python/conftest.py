@@ -2,6 +2,7 @@
 
 import os
 import uuid
+from contextlib import contextmanager
 
 import pytest
 
@@ -10,14 +11,36 @@ from hub import Hub
 
 @pytest.fixture(scope="session")
 def hub(tmp_path_factory):
-    """One hub for all tests that do not stop or reconfigure it."""
+    """One hub for all tests that do not stop or reconfigure it, nor move its clock."""
     hub = Hub(tmp_path_factory.mktemp("hub"))
-    # The SDKs for services take their trust from here and from nowhere else.
-    os.environ["REQUESTS_CA_BUNDLE"] = str(hub.ca)
-    os.environ["SSL_CERT_FILE"] = str(hub.ca)
     hub.start()
-    yield hub
+    with trusted(hub):
+        yield hub
     hub.stop()
+
+
+@pytest.fixture(scope="module")
+def hub_of_module(tmp_path_factory):
+    """A hub for the tests of one file that move its clock."""
+    hub = Hub(tmp_path_factory.mktemp("hub"))
+    hub.start()
+    with trusted(hub):
+        yield hub
+    hub.stop()
+
+
+@contextmanager
+def trusted(hub):
+    """The SDKs for services take their trust from the environment and from nowhere else."""
+    names = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update({name: str(hub.ca) for name in names})
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 @pytest.fixture

@@ -153,6 +153,11 @@ RECEIVERS = {
 
 
 @pytest.fixture
+def hub(hub_of_module):
+    return hub_of_module
+
+
+@pytest.fixture
 def senders(hub):
     # For one test: the Python SDK is silent between messages, and moving the clock makes that long.
     opened = {name: make(hub) for name, make in SENDERS.items()}
