@@ -339,7 +339,8 @@ impl CloudToDevice {
         Sender::new(Arc::clone(self.inner()), origin)
     }
 
-    /// Whether messages are held back: the disk has no room for them, or the store is read-only.
+    /// Whether messages are held back: the disk has no room for them, the event log is at its bound
+    /// and holds senders, or the store is read-only.
     #[must_use]
     pub fn is_held(&self) -> bool {
         self.inner().health.borrow().level != HealthLevel::Ok

@@ -2,6 +2,8 @@
 //!
 //! A clock that is set wrong for a while, by an operator or a bad time server, must not expire
 //! every message there is: a step of more than five minutes counts only when it has held for ten.
+//! That is for a hub that runs. One that starts takes the clock as it finds it, and while a step is
+//! doubted, new messages are stamped by the old reckoning.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
