@@ -86,6 +86,8 @@ pub(crate) struct HubConnection {
     /// The newest renewal of the token, which nobody waits for.
     renewal: Option<u64>,
     attached: Vec<LinkId>,
+    /// Why the connection ended, to be told when everything that came before is handed out.
+    end: Option<AmqpError>,
 }
 
 impl HubConnection {
@@ -117,6 +119,7 @@ impl HubConnection {
             answer: None,
             renewal: None,
             attached: Vec::new(),
+            end: None,
         };
         let authenticated = connection.authenticate().await;
         authenticated.map_err(|error| error.into_connect_error(host))?;
@@ -162,8 +165,7 @@ impl HubConnection {
         let answers = self.attach_receiver(node, None)?;
         self.answers.push(answers);
         self.await_attached(requests).await?;
-        self.await_attached(answers).await?;
-        self.engine.set_auto_credit(answers, 10).map_err(protocol)?;
+        self.receive(answers, 10).await?;
         self.await_credit(requests).await?;
         Ok(requests)
     }
@@ -262,6 +264,13 @@ impl HubConnection {
         Ok(())
     }
 
+    /// Waits until the hub has accepted a link that receives, and lets so much come ahead of what is
+    /// taken.
+    pub(crate) async fn receive(&mut self, link: LinkId, credit: u32) -> Result<(), AmqpError> {
+        self.await_attached(link).await?;
+        self.engine.set_auto_credit(link, credit).map_err(protocol)
+    }
+
     /// Waits until something can be sent on a link.
     pub(crate) async fn await_credit(&mut self, link: LinkId) -> Result<(), AmqpError> {
         while self.engine.sendable(link) == 0 {
@@ -299,6 +308,16 @@ impl HubConnection {
             self.take_in(event)?;
         }
         self.link.input.advance(fed.map_err(protocol)?);
+        Ok(())
+    }
+
+    /// As [`exchange`](Self::exchange), but an end is told by the call after it: what came before is to
+    /// be taken from `events` first.
+    pub(crate) async fn exchange_or_end(&mut self) -> Result<(), AmqpError> {
+        if let Some(end) = self.end.take() {
+            return Err(end);
+        }
+        self.end = self.exchange().await.err();
         Ok(())
     }
 

@@ -121,7 +121,12 @@ impl Device {
             user_name: Some(&user_name),
             password: Some(token.as_bytes()),
         };
-        let engine = ClientConnection::new(&connect, ClientOptions::default(), Duration::ZERO)
+        let limits = ClientOptions {
+            // Device ids may hold them, and stand in topics as they are.
+            wildcards_in_topics: true,
+            ..ClientOptions::default()
+        };
+        let engine = ClientConnection::new(&connect, limits, Duration::ZERO)
             .map_err(|error| ConnectError::Protocol(error.to_string()))?;
         let stream = transport::open(host, MQTTS_PORT, options.address, &options.trust).await?;
         let topic = format!("devices/{device_id}/messages/events/");

@@ -22,4 +22,4 @@ pub use device::{Command, Device, DeviceEvent, DeviceOptions};
 pub use fieldpost_mqtt::PacketId;
 pub use reader::{Event, Reader, ReaderOptions, Start};
 pub use service::{Service, ServiceEvent, ServiceOptions};
-pub use transport::{ConnectError, Trust};
+pub use transport::{ConnectError, Dialing, Network, NetworkStream, Trust};

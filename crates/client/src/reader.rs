@@ -82,8 +82,6 @@ pub struct Reader {
     /// Partitions by the link that brings their events.
     partitions: HashMap<LinkId, String>,
     events: VecDeque<Event>,
-    /// Why the connection ended, to be told when all events are handed out.
-    end: Option<AmqpError>,
 }
 
 impl Reader {
@@ -111,7 +109,6 @@ impl Reader {
             management: None,
             partitions: HashMap::new(),
             events: VecDeque::new(),
-            end: None,
         })
     }
 
@@ -151,11 +148,7 @@ impl Reader {
         let filter = Map(vec![(Value::Symbol(name), value)]);
         let link = self.connection.attach_receiver(&address, Some(filter))?;
         self.partitions.insert(link, partition.to_owned());
-        self.connection.await_attached(link).await?;
-        self.connection
-            .engine
-            .set_auto_credit(link, CREDIT)
-            .map_err(protocol)
+        self.connection.receive(link, CREDIT).await
     }
 
     /// The next event of any partition.
@@ -171,12 +164,7 @@ impl Reader {
             if let Some(event) = self.events.pop_front() {
                 return Ok(event);
             }
-            if let Some(end) = self.end.take() {
-                return Err(end);
-            }
-            if let Err(end) = self.connection.exchange().await {
-                self.end = Some(end);
-            }
+            self.connection.exchange_or_end().await?;
         }
     }
 

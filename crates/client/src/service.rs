@@ -55,8 +55,6 @@ pub struct Service {
     in_flight: HashMap<u32, u64>,
     last_ticket: u64,
     events: VecDeque<ServiceEvent>,
-    /// Why the connection ended, to be told when all events are handed out.
-    end: Option<AmqpError>,
 }
 
 /// What a service hears from the hub.
@@ -148,7 +146,6 @@ impl Service {
             in_flight: HashMap::new(),
             last_ticket: 0,
             events: VecDeque::new(),
-            end: None,
         })
     }
 
@@ -200,11 +197,7 @@ impl Service {
     pub async fn receive_feedback(&mut self) -> Result<(), AmqpError> {
         let link = self.connection.attach_receiver(FEEDBACK, None)?;
         self.feedback = Some(link);
-        self.connection.await_attached(link).await?;
-        self.connection
-            .engine
-            .set_auto_credit(link, FEEDBACK_CREDIT)
-            .map_err(protocol)
+        self.connection.receive(link, FEEDBACK_CREDIT).await
     }
 
     /// The next thing that the hub says.
@@ -220,12 +213,7 @@ impl Service {
             if let Some(event) = self.events.pop_front() {
                 return Ok(event);
             }
-            if let Some(end) = self.end.take() {
-                return Err(end);
-            }
-            if let Err(end) = self.connection.exchange().await {
-                self.end = Some(end);
-            }
+            self.connection.exchange_or_end().await?;
         }
     }
 

@@ -1,5 +1,6 @@
 //! TCP and TLS towards a hub.
 
+use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -43,7 +44,23 @@ pub enum Trust {
     Plain,
     /// TLS with this configuration.
     Tls(Arc<ClientConfig>),
+    /// No socket and no certificate: streams of a network of the caller's own, as a simulation has.
+    Network(Arc<dyn Network>),
 }
+
+/// A network that is not this machine's.
+pub trait Network: Send + Sync {
+    /// Opens a stream to a port of a host.
+    fn connect(&self, host: &str, port: u16) -> Dialing;
+}
+
+/// A stream on its way.
+pub type Dialing = Pin<Box<dyn Future<Output = std::io::Result<Box<dyn NetworkStream>>> + Send>>;
+
+/// A byte stream of a [`Network`].
+pub trait NetworkStream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> NetworkStream for S {}
 
 impl Trust {
     /// Trusts the certificate authorities in a PEM text, and no others.
@@ -75,6 +92,7 @@ impl Trust {
 pub(crate) enum Stream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+    Network(Box<dyn NetworkStream>),
 }
 
 /// Opens a stream to `address`, or to `host` and `port` where none is given, and checks that the
@@ -89,6 +107,10 @@ pub(crate) async fn open(
         host: format!("{host}:{port}"),
         source,
     };
+    if let Trust::Network(network) = trust {
+        let stream = network.connect(host, port).await;
+        return Ok(Stream::Network(stream.map_err(failed)?));
+    }
     let socket = match address {
         Some(address) => TcpStream::connect(address).await,
         None => TcpStream::connect((host, port)).await,
@@ -96,7 +118,7 @@ pub(crate) async fn open(
     .map_err(failed)?;
     socket.set_nodelay(true).map_err(failed)?;
     match trust {
-        Trust::Plain => Ok(Stream::Plain(socket)),
+        Trust::Plain | Trust::Network(_) => Ok(Stream::Plain(socket)),
         Trust::Tls(config) => {
             let name = ServerName::try_from(host.to_owned())
                 .map_err(|error| failed(std::io::Error::other(error)))?;
@@ -117,6 +139,7 @@ impl AsyncRead for Stream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
             Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Network(stream) => Pin::new(stream).poll_read(cx, buffer),
         }
     }
 }
@@ -130,6 +153,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Network(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
 
@@ -137,6 +161,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
             Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Network(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -144,6 +169,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Network(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

@@ -145,7 +145,7 @@ impl Shared {
         peer: SocketAddr,
         local: SocketAddr,
         over: Transport,
-        admission: Admission,
+        admission: Option<Admission>,
     ) -> ConnectionContext {
         ConnectionContext {
             hub: self.hub.clone(),
@@ -157,7 +157,7 @@ impl Shared {
             limits: Arc::clone(&self.limits),
             drain: self.drain.clone(),
             incomplete: self.incomplete.share(),
-            admission: Some(admission),
+            admission,
         }
     }
 }

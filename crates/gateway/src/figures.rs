@@ -1,6 +1,11 @@
 //! Counters of the gateway, looked up once and not for each message.
 
+use std::time::Duration;
+
+use fieldpost_record::RecordError;
 use metrics::{Counter, Gauge, counter, gauge};
+
+use crate::quiet::RepeatLimit;
 
 /// Counters of one protocol, shared by its connections.
 #[derive(Clone)]
@@ -46,4 +51,18 @@ impl Drop for OpenConnection {
 pub(crate) fn count_refused(protocol: &'static str, reason: &'static str) {
     counter!("fieldpost_connections_refused_total", "protocol" => protocol, "reason" => reason)
         .increment(1);
+}
+
+/// Counts a feedback message that cannot be read, and logs it unless there were others just now.
+pub(crate) fn report_unreadable_feedback(sequence: u64, error: &RecordError, now: Duration) {
+    static LIMIT: RepeatLimit = RepeatLimit::new();
+    counter!("fieldpost_feedback_messages_unreadable_total").increment(1);
+    if let Some(left_out) = LIMIT.pass(now) {
+        tracing::error!(
+            sequence,
+            %error,
+            left_out,
+            "a feedback message cannot be read and was rejected"
+        );
+    }
 }

@@ -18,6 +18,8 @@ pub mod io;
 pub mod listen;
 mod quiet;
 mod session;
+#[cfg(feature = "sim")]
+pub mod streams;
 #[cfg(test)]
 mod testing;
 

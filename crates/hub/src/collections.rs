@@ -13,3 +13,6 @@ pub(crate) const SETTINGS: Collection = Collection(3);
 
 /// Shared access policies, by name.
 pub(crate) const POLICIES: Collection = Collection(4);
+
+/// The newest time that the hub knew, one document.
+pub(crate) const CLOCK: Collection = Collection(5);

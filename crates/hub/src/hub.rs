@@ -7,7 +7,7 @@ use fieldpost_store::{Health, Store, StoreError};
 use tokio::sync::watch;
 
 use crate::auth::Access;
-use crate::c2d::CloudToDevice;
+use crate::c2d::{CloudToDevice, CloudToDeviceConfig};
 use crate::clock::{Chance, Timer};
 use crate::events::{Events, Receivers};
 use crate::identity::Registry;
@@ -15,6 +15,7 @@ use crate::ingest::Ingest;
 use crate::names::HostNames;
 use crate::policies::{LoadPoliciesError, Policies};
 use crate::presence::{Owners, Presence};
+use crate::probe::Probe;
 use crate::secrets::Keyring;
 use crate::settings::{ApplyError, HubSettings, InvalidSettings, Settings};
 use crate::subscriptions::Subscriptions;
@@ -43,6 +44,12 @@ pub struct HubConfig {
     pub host_names: Vec<String>,
     /// Bytes of messages that are not yet durable, of all connections together.
     pub in_flight_bytes: usize,
+    /// Bytes of messages to devices that are read ahead or in flight, of all devices together.
+    /// Beyond that each device gets one at a time.
+    pub device_bound_bytes: usize,
+    /// Whether the hub serves tests of its users: it has a [`Probe`], and believes its clock as it
+    /// stands at the start, however far that is from what the store knows of the past.
+    pub test_mode: bool,
     /// The settings of a hub that has none yet.
     pub seed: HubSettings,
 }
@@ -53,6 +60,8 @@ impl Default for HubConfig {
             name: "hub".to_owned(),
             host_names: vec!["localhost".to_owned()],
             in_flight_bytes: 256 * 1024 * 1024,
+            device_bound_bytes: 256 * 1024 * 1024,
+            test_mode: false,
             seed: HubSettings::default(),
         }
     }
@@ -91,6 +100,7 @@ struct Inner {
     events: Events,
     settings: Settings,
     c2d: CloudToDevice,
+    probe: Option<Arc<Probe>>,
 }
 
 impl Hub {
@@ -131,17 +141,31 @@ impl Hub {
             Arc::clone(&timer),
             store.log.partitioning(),
         );
+        let probe = config.test_mode.then(Arc::<Probe>::default);
         let c2d = CloudToDevice::start(
             &store,
             registry.clone(),
             settings.clone(),
             Arc::clone(&timer),
             Arc::clone(&chance),
-        );
+            CloudToDeviceConfig {
+                held_bytes: config.device_bound_bytes,
+                trusts_clock: config.test_mode,
+                probe: probe.clone(),
+            },
+        )
+        .await
+        .map_err(OpenError::Store)?;
         Ok(Self(Arc::new(Inner {
             c2d,
             access,
-            ingest: Ingest::start(&store, Arc::clone(&timer), config.in_flight_bytes),
+            ingest: Ingest::start(
+                &store,
+                Arc::clone(&timer),
+                config.in_flight_bytes,
+                probe.clone(),
+            ),
+            probe,
             presence: Presence::new(owners.clone(), registry.clone()),
             subscriptions: Subscriptions::new(&store),
             events: Events::new(&store, config.name.clone(), receivers),
@@ -198,6 +222,12 @@ impl Hub {
         &self.0.c2d
     }
 
+    /// What a hub in test mode has for its users' tests.
+    #[must_use]
+    pub fn probe(&self) -> Option<&Probe> {
+        self.0.probe.as_deref()
+    }
+
     /// The settings in force.
     #[must_use]
     pub fn settings(&self) -> &Settings {
@@ -232,6 +262,14 @@ impl Hub {
     #[must_use]
     pub fn health(&self) -> watch::Receiver<Health> {
         self.0.store.log.health()
+    }
+
+    /// What has failed that the hub cannot do without, as soon as something has: a defect, after which
+    /// the hub serves in part at best. Everything that was acknowledged is in the store, so it should
+    /// be closed and opened anew.
+    #[must_use]
+    pub fn failed(&self) -> watch::Receiver<Option<Arc<str>>> {
+        self.0.c2d.failed()
     }
 
     /// Figures of the event log, for metrics.

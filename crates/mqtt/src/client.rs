@@ -24,16 +24,20 @@ pub struct ClientOptions {
     pub connack_timeout: Duration,
     /// Time within which PINGRESP must come.
     pub pingresp_timeout: Duration,
+    /// Whether topics of messages from the server may hold `+` and `#`, which the standard forbids
+    /// [MQTT-3.3.2-2]. Where topics hold names that a user chose, they may.
+    pub wildcards_in_topics: bool,
 }
 
 impl Default for ClientOptions {
-    /// 320 KiB, 1,024 packets, 60 seconds, 30 seconds.
+    /// 320 KiB, 1,024 packets, 60 seconds, 30 seconds, no wildcards.
     fn default() -> Self {
         Self {
             packet_length_max: 320 * 1024,
             in_flight_max: 1024,
             connack_timeout: Duration::from_secs(60),
             pingresp_timeout: Duration::from_secs(30),
+            wildcards_in_topics: false,
         }
     }
 }
@@ -41,7 +45,7 @@ impl Default for ClientOptions {
 /// A message to be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Message<'a> {
-    /// Topic name, not empty, without wildcards.
+    /// Topic name, not empty. Whether the server takes one with wildcards is for the caller to know.
     pub topic: &'a str,
     /// Content.
     pub payload: &'a [u8],
@@ -152,6 +156,7 @@ impl ClientConnection {
             return Ok(None);
         }
         let Self {
+            options,
             state,
             assembler,
             in_flight,
@@ -160,7 +165,7 @@ impl ClientConnection {
         let outcome = match assembler.next(input) {
             Ok(None) => return Ok(None),
             Ok(Some(raw)) => match raw.decode() {
-                Ok(packet) => take(packet, raw.header.packet_type, state, in_flight),
+                Ok(packet) => take(packet, raw.header.packet_type, options, state, in_flight),
                 Err(error) => Err(error.into()),
             },
             Err(violation) => Err(violation),
@@ -421,6 +426,7 @@ fn publish<'a>(message: Message<'a>, packet_id: Option<PacketId>, dup: bool) -> 
 fn take<'a>(
     packet: Packet<'a>,
     packet_type: PacketType,
+    options: &ClientOptions,
     state: &mut State,
     in_flight: &mut VecDeque<InFlight>,
 ) -> Result<ClientEvent<'a>, Violation> {
@@ -445,7 +451,9 @@ fn take<'a>(
     let mut settle = |packet_id| settle(in_flight, packet_id, packet_type);
     match packet {
         Packet::Publish(publish) if publish.qos == Qos::ExactlyOnce => Err(Violation::QosTwo),
-        Packet::Publish(publish) if publish.has_wildcard() => Err(Violation::WildcardInTopic),
+        Packet::Publish(publish) if !options.wildcards_in_topics && publish.has_wildcard() => {
+            Err(Violation::WildcardInTopic)
+        }
         Packet::Publish(publish) => Ok(ClientEvent::Publish(publish)),
         Packet::Puback { packet_id } => {
             settle(packet_id).map(|()| ClientEvent::Puback { packet_id })

@@ -364,6 +364,23 @@ fn unacknowledged_messages_are_sent_again_after_a_reconnect() {
 }
 
 #[test]
+fn a_client_takes_wildcards_in_topics_where_its_caller_lets_it() {
+    let options = ClientOptions {
+        wildcards_in_topics: true,
+        ..ClientOptions::default()
+    };
+    let mut pair = Pair::new(&CONNECT, options);
+    pair.exchange();
+    pair.client_events();
+    let mut input = &b"\x30\x05\0\x03#/+"[..];
+    let event = pair.client.next(&mut input).expect("a good packet");
+    let Some(ClientEvent::Publish(publish)) = event else {
+        panic!("a message must come: {event:?}")
+    };
+    assert_eq!(publish.topic, "#/+");
+}
+
+#[test]
 fn the_window_bounds_what_is_in_flight() {
     let options = ClientOptions {
         in_flight_max: 2,

@@ -67,6 +67,7 @@ fn read_hub(hub: &Hub) {
     gauge!("fieldpost_log_disk_bytes").set(as_gauge(log.disk_bytes));
     gauge!("fieldpost_log_batches_waiting").set(as_gauge(log.batches_waiting));
     let outcomes = hub.c2d().figures();
+    gauge!("fieldpost_c2d_held_bytes").set(as_gauge(outcomes.held_bytes as u64));
     gauge!("fieldpost_dead_letters").set(as_gauge(outcomes.dead_letters.count));
     gauge!("fieldpost_dead_letters_bytes").set(as_gauge(outcomes.dead_letters.bytes));
     gauge!("fieldpost_history_messages").set(as_gauge(outcomes.history.count));
@@ -215,6 +216,14 @@ static METRICS: &[Metric] = &[
         "fieldpost_c2d_unmatched_total",
         "Rejects and abandons over MQTT that named no delivery of their connection.",
     ),
+    counter(
+        "fieldpost_damaged_rows_total",
+        "Damaged rows that were met and stepped over, by kind: message or outcome.",
+    ),
+    gauge(
+        "fieldpost_c2d_held_bytes",
+        "Bytes of messages to devices that are in memory, read ahead or in flight.",
+    ),
     gauge("fieldpost_dead_letters", "Dead letters that are kept."),
     gauge("fieldpost_dead_letters_bytes", "Bytes of dead letters."),
     counter(
@@ -241,6 +250,10 @@ static METRICS: &[Metric] = &[
     counter(
         "fieldpost_feedback_messages_total",
         "Feedback messages put into the feedback queue.",
+    ),
+    counter(
+        "fieldpost_feedback_messages_unreadable_total",
+        "Damaged feedback messages that were taken out of the feedback queue.",
     ),
     gauge(
         "fieldpost_store_health_level",

@@ -245,6 +245,22 @@ fn waiting_ends_when_the_message_is_settled() {
     assert_eq!(message["messageId"], "m1");
 }
 
+fn device_options(place: &Place, hub: &Hub) -> DeviceOptions {
+    let ca = std::fs::read_to_string(place.data().join("ca.pem")).unwrap();
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    DeviceOptions {
+        connection_string: place
+            .run(&["connection-string", "--device", "dev1"])
+            .trim()
+            .parse()
+            .unwrap(),
+        address: Some(([127, 0, 0, 1], hub.port("mqtts")).into()),
+        trust: Trust::in_pem(&ca).unwrap(),
+        keep_alive_s: 240,
+        now: Timestamp::UNIX_EPOCH.saturating_add(since),
+    }
+}
+
 /// Receives messages as a device over MQTT and acknowledges each, until the connection ends.
 async fn serve_device(options: DeviceOptions) {
     let mut device = Device::connect(&options).await.unwrap();
@@ -261,19 +277,7 @@ fn what_a_device_completed_is_told_to_whoever_waits_and_remembered() {
     let place = Place::new();
     let hub = place.serve(&[]);
     place.run(&["device", "create", "dev1"]);
-    let ca = std::fs::read_to_string(place.data().join("ca.pem")).unwrap();
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let options = DeviceOptions {
-        connection_string: place
-            .run(&["connection-string", "--device", "dev1"])
-            .trim()
-            .parse()
-            .unwrap(),
-        address: Some(([127, 0, 0, 1], hub.port("mqtts")).into()),
-        trust: Trust::in_pem(&ca).unwrap(),
-        keep_alive_s: 240,
-        now: Timestamp::UNIX_EPOCH.saturating_add(since),
-    };
+    let options = device_options(&place, &hub);
     let device = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -294,4 +298,53 @@ fn what_a_device_completed_is_told_to_whoever_waits_and_remembered() {
         text.contains(": completed") && text.contains("feedback"),
         "{text}"
     );
+}
+
+/// What users' own tests do with a hub in test mode.
+#[test]
+fn a_hub_in_test_mode_lists_what_it_sent_and_withholds_acknowledgements() {
+    let place = Place::new();
+    let hub = hub_with_device(&place);
+    let options = device_options(&place, &hub);
+    let withhold = |device: &str, withhold: bool| {
+        let body = json!({"deviceId": device, "withhold": withhold}).to_string();
+        hub.admin("POST /api/test/acknowledgements", &body).status
+    };
+    assert_eq!(withhold("nobody", true), 404);
+    assert_eq!(withhold("dev1", true), 200);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime.unwrap().block_on(async {
+        let mut device = Device::connect(&options).await.unwrap();
+        device.publish("", b"up").unwrap();
+        // Whatever the hub had said of it would have come before what it says of this.
+        device.subscribe_commands().await.unwrap();
+        place.run(&["monitor", "--from", "earliest", "--count", "1"]);
+        place.run(&["c2d", "send", "dev1", "down", "--message-id", "m1"]);
+        let DeviceEvent::Command(command) = device.next().await.unwrap() else {
+            panic!("an acknowledgement was not withheld");
+        };
+        device
+            .acknowledge_command(command.packet_id.unwrap())
+            .unwrap();
+        assert_eq!(device.in_flight(), 1);
+        assert_eq!(withhold("dev1", false), 200);
+        assert_eq!(device.acknowledged(|_| ()).await.unwrap(), 1);
+    });
+    let answer = hub.admin("GET /api/test/devices/dev1/sent", "");
+    let sent: Value = serde_json::from_str(&answer.body).unwrap();
+    assert_eq!(sent["continuation"], Value::Null);
+    let messages = sent["messages"].as_array().unwrap();
+    assert_eq!(messages.len(), 1, "{sent}");
+    let expected = [
+        ("number", json!(1)),
+        ("messageId", json!("m1")),
+        ("body", json!("down")),
+        ("deliveryCount", json!(0)),
+    ];
+    for (member, value) in expected {
+        assert_eq!(messages[0][member], value, "{sent}");
+    }
+    assert!(messages[0]["connection"].is_u64(), "{sent}");
 }

@@ -12,8 +12,9 @@
 
 use bytes::Bytes;
 use fieldpost_model::Timestamp;
+use tokio::sync::watch;
 
-use crate::{Answer, StoreError};
+use crate::{Answer, Health, StoreError};
 
 /// The most bytes of a queue's name.
 pub const QUEUE_NAME_BYTES_MAX: usize = 400;
@@ -73,6 +74,10 @@ pub trait DeviceQueues: Send + Sync + 'static {
 
     /// What a lane holds, without reading it.
     fn lane(&self, lane: Lane) -> LaneFigures;
+
+    /// What of the store's health concerns the queues, and its changes: the disk's room and failures,
+    /// and nothing that holds the event log alone back.
+    fn health(&self) -> watch::Receiver<Health>;
 
     /// Makes what was submitted durable, stops, and answers when everything is closed.
     fn close(&self) -> Answer<()>;

@@ -105,7 +105,8 @@ impl HubProcess {
             .spawn()
             .with_context(|| format!("start {}", self.binary.display()))?;
         let ready = async {
-            let mut tick = tokio::time::interval(Duration::from_millis(20));
+            // Short, because how long a start takes is measured too.
+            let mut tick = tokio::time::interval(Duration::from_millis(2));
             // A stale endpoints.json is deleted before anything else; a new one is written when
             // every listener is up.
             loop {

@@ -213,3 +213,16 @@ async fn a_refused_subscription_is_an_error() {
     });
     assert!(matches!(subscribed, Err(DeviceError::NotSubscribed)));
 }
+
+/// A device id may hold what MQTT forbids in topics, and no SDK encodes it there.
+#[tokio::test]
+async fn ids_with_wildcards_stand_in_topics_as_they_are() {
+    let (mut hub, mut device) = subscribed().await;
+    let topic = "devices/a+b#c/messages/devicebound/%24.to=x";
+    hub.engine.publish_at_most_once(topic, b"a").unwrap();
+    hub.flush().await;
+    let DeviceEvent::Command(command) = device.next().await.unwrap() else {
+        panic!("a command must come");
+    };
+    assert_eq!(command.topic, topic);
+}

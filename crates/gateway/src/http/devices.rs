@@ -6,6 +6,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::header::{self, HeaderValue};
 use axum::http::{Response, StatusCode};
+use fieldpost_hub::Hub;
 use fieldpost_hub::c2d::PurgeError;
 use fieldpost_hub::identity::{Device, Precondition};
 use fieldpost_hub::policies::Rights;
@@ -13,11 +14,13 @@ use fieldpost_model::limits::REGISTRY_LIST_MAX;
 use fieldpost_model::{Identity, ModuleId};
 use serde::Serialize;
 use serde_json::Value;
+use tracing::warn;
 
 use super::Api;
 use super::call::Call;
 use super::document::{InvalidDocument, device_at_path, device_document};
 use super::refusal::{Refusal, set_json};
+use crate::quiet::RepeatLimit;
 
 /// `PUT /devices/{id}`: creates without `If-Match`, updates with one.
 pub(crate) async fn put(
@@ -39,7 +42,8 @@ pub(crate) async fn put(
         }
         Some(condition) => {
             let device = registry.update(spec, condition).await.map_err(refusal)?;
-            one_device(&api, &device).await
+            let messages = messages_after_change(&api.hub, &device).await;
+            Ok(answer(&api, &device, messages).await)
         }
     }
 }
@@ -202,6 +206,28 @@ pub(crate) async fn service_statistics(
     Ok(json(&Statistics {
         connected_device_count: api.hub.presence().connected_devices(),
     }))
+}
+
+/// How many messages wait for a device that was just changed. The change is durable and must not be
+/// answered as an error: when the queue cannot be read, there are none, and the log says why.
+pub async fn messages_after_change(hub: &Hub, device: &Device) -> u64 {
+    static LIMIT: RepeatLimit = RepeatLimit::new();
+    let identity = Identity::of_device(device.device_id.clone());
+    let queue = [(identity, Arc::clone(&device.generation_id))];
+    match hub.c2d().message_counts(&queue).await {
+        Ok(counts) => counts.first().copied().unwrap_or(0),
+        Err(error) => {
+            if let Some(left_out) = LIMIT.pass(hub.timer().monotonic()) {
+                warn!(
+                    device_id = %device.device_id,
+                    %error,
+                    left_out,
+                    "a device was changed, but the messages that wait for it cannot be counted"
+                );
+            }
+            0
+        }
+    }
 }
 
 async fn one_device(api: &Api, device: &Device) -> Result<Response<Body>, Refusal> {

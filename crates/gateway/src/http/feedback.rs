@@ -6,12 +6,12 @@ use axum::http::Response;
 use axum::http::header::{self, HeaderName, HeaderValue};
 use fieldpost_hub::c2d::{FeedbackMessage, LockToken, SettleError, Settlement};
 use fieldpost_hub::policies::Rights;
-use tracing::error;
 
 use super::Api;
 use super::call::Call;
 use super::device_bound::{header_value, no_content};
 use super::refusal::Refusal;
+use crate::figures::report_unreadable_feedback;
 
 /// The content type of a batch of records (Azure IoT Hub, "message feedback").
 const CONTENT_TYPE: HeaderValue =
@@ -28,7 +28,7 @@ pub(crate) async fn receive(
         match FeedbackMessage::parse(&delivery.message) {
             Ok(message) => return Ok(answer(&api, delivery.lock, message)),
             Err(error) => {
-                error!(sequence = delivery.sequence, %error, "a feedback message cannot be read");
+                report_unreadable_feedback(delivery.sequence, &error, api.hub.timer().monotonic());
                 // It never will be, and must be in nobody's way.
                 let rejected = feedback.settle(delivery.lock, Settlement::Reject);
                 if let Err(SettleError::Store(error)) = rejected.await {

@@ -21,6 +21,8 @@ use axum::routing::{delete, get, post, put};
 use fieldpost_hub::Hub;
 use tower::ServiceExt;
 
+pub use devices::messages_after_change;
+
 use crate::listen::limits::GatewayLimits;
 use path::normalise;
 use refusal::Refusal;

@@ -223,6 +223,25 @@ async fn a_device_lives_from_its_creation_to_its_deletion() {
     check_refusal(&answer, 404, "DeviceNotFound");
 }
 
+/// Whoever is told of a failure does it again, and with an entity tag cannot.
+#[tokio::test]
+async fn a_change_that_is_durable_is_answered_when_messages_cannot_be_counted() {
+    let service = Service::open().await;
+    service.hub.store.queues.fail_depths();
+    assert_eq!(service.create("dev1").await.status, 200);
+    let disabled = json!({"deviceId": "dev1", "status": "disabled"});
+    let updated = service
+        .call("PUT", "/devices/dev1", Some("*"), disabled)
+        .await;
+    assert_eq!(updated.status, 200, "{}", updated.body);
+    assert_eq!(updated.body["status"], "disabled");
+    assert_eq!(updated.body["cloudToDeviceMessageCount"], 0);
+    let read = service
+        .call("GET", "/devices/dev1", None, Value::Null)
+        .await;
+    assert_eq!(read.status, 500);
+}
+
 #[tokio::test]
 async fn lists_and_modules_are_arrays() {
     let service = Service::open().await;

@@ -207,7 +207,8 @@ impl Acceptor {
             ListenerKind::Amqp => Transport::LoopbackEventHubs,
             ListenerKind::Mqtt | ListenerKind::Http => Transport::Plain,
         };
-        let context = self.service.shared.connection(peer, local, over, admission);
+        let shared = &self.service.shared;
+        let context = shared.connection(peer, local, over, Some(admission));
         let kind = self.service.kind;
         let span = info_span!(
             "connection",
@@ -285,7 +286,7 @@ impl Service {
     }
 }
 
-async fn serve_mqtt<S>(stream: S, context: ConnectionContext)
+pub(crate) async fn serve_mqtt<S>(stream: S, context: ConnectionContext)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
@@ -293,7 +294,7 @@ where
     session::mqtt::serve(stream, context).await;
 }
 
-async fn serve_amqp<S>(stream: S, context: ConnectionContext)
+pub(crate) async fn serve_amqp<S>(stream: S, context: ConnectionContext)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {

@@ -340,6 +340,38 @@ async fn a_drain_ends_every_connection() {
 }
 
 #[tokio::test]
+async fn a_drain_waits_for_the_answer_to_a_request() {
+    let served = Served::start().await;
+    let mut stream = served.tcp(ListenerKind::Http).await;
+    served.hub.store.documents.withhold(true);
+    let token = served.hub.policy_token("registryReadWrite");
+    let body = r#"{"deviceId":"dev1"}"#;
+    let request = format!(
+        "PUT /devices/dev1?api-version=2021-04-12 HTTP/1.1\r\nHost: localhost\r\n\
+         Authorization: {token}\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    // What is made can be read before it is durable.
+    let id = "dev1".parse().unwrap();
+    let registry = served.hub.hub.registry();
+    while registry.get(&id).await.unwrap().is_none() {
+        tokio::task::yield_now().await;
+    }
+    let drained = tokio::spawn(served.gateway.drain());
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!drained.is_finished());
+    served.hub.store.documents.withhold(false);
+    let answer = read_answer(&mut stream).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(stream.read(&mut [0; 1]).await.unwrap_or(0), 0);
+    drained.await.unwrap();
+}
+
+#[tokio::test]
 async fn peers_that_say_nothing_are_let_go() {
     let served = Served::start().await;
     for (kind, said) in [

@@ -4,6 +4,7 @@ use fieldpost_model::limits::{C2D_EXPIRY_MAX, C2D_MESSAGE_BYTES_MAX};
 use fieldpost_model::{CloudMessage, Identity, Timestamp};
 
 use super::SendRefused;
+use super::wall::Reading;
 
 /// The longest MQTT topic (MQTT 3.1.1, 1.5.3: a string has at most 65,535 bytes).
 const TOPIC_BYTES_MAX: usize = 65_535;
@@ -12,11 +13,24 @@ const TOPIC_BYTES_MAX: usize = 65_535;
 /// properties, an expiry and an acknowledgement, all with their separators. An upper bound.
 const TOPIC_FIXED_BYTES: usize = 256;
 
+/// The longest head of an HTTP answer: what .NET's client takes unless told otherwise (.NET,
+/// `HttpClientHandler.MaxResponseHeadersLength`). Node's takes a quarter of it by default, which is no
+/// reason to refuse what a device can have over MQTT.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+
+/// What stands in the head besides texts: the status, and the names of all headers but those of
+/// application properties, with times, numbers and the lock. An upper bound.
+const HEAD_FIXED_BYTES: usize = 1024;
+
+/// What an application property adds to its name and value in the head: a prefix, a colon, a blank
+/// and the end of the line.
+const HEADER_BYTES: usize = 15;
+
 /// Checks a message, and says when it expires.
 pub(super) fn check(
     message: &CloudMessage<'_>,
     target: &Identity,
-    now: Timestamp,
+    now: Reading,
     default_ttl: std::time::Duration,
 ) -> Result<Timestamp, SendRefused> {
     let size = message.metered_size();
@@ -27,8 +41,11 @@ pub(super) fn check(
         });
     }
     let expires = match message.expires {
-        None => now.saturating_add(default_ttl),
-        Some(expires) if expires <= now || expires > now.saturating_add(C2D_EXPIRY_MAX) => {
+        None => now.latest.saturating_add(default_ttl),
+        // While the hub's own clock is doubted, a sender's may be right by either time.
+        Some(expires)
+            if expires <= now.earliest || expires > now.latest.saturating_add(C2D_EXPIRY_MAX) =>
+        {
             return Err(SendRefused::InvalidExpiry);
         }
         Some(expires) => expires,
@@ -59,13 +76,20 @@ fn can_be_delivered(message: &CloudMessage<'_>, target: &Identity) -> Result<(),
             .module
             .as_ref()
             .map_or(0, |module| module.as_str().len());
+    let mut head_bytes = HEAD_FIXED_BYTES;
     for text in texts.into_iter().flatten() {
         if has_control(text) {
             return undeliverable("a system property holds a control character");
         }
         topic_bytes += encoded_bytes(text.as_bytes());
+        head_bytes += printed_bytes(text);
     }
-    topic_bytes += message.user_id.as_deref().map_or(0, encoded_bytes);
+    if let Some(user_id) = message.user_id.as_deref() {
+        // Bytes that are no text are written as a replacement character each time.
+        let user_id = String::from_utf8_lossy(user_id);
+        topic_bytes += encoded_bytes(user_id.as_bytes());
+        head_bytes += printed_bytes(&user_id);
+    }
     for (name, value) in message.properties.iter() {
         let value = value.unwrap_or_default();
         if name.is_empty() {
@@ -76,11 +100,16 @@ fn can_be_delivered(message: &CloudMessage<'_>, target: &Identity) -> Result<(),
         }
         // With an ampersand and an equals sign.
         topic_bytes += 2 + encoded_bytes(name.as_bytes()) + encoded_bytes(value.as_bytes());
+        // A name is percent-encoded, a value where it must be.
+        head_bytes += HEADER_BYTES + encoded_bytes(name.as_bytes()) + printed_bytes(value);
     }
     if topic_bytes > TOPIC_BYTES_MAX {
         return undeliverable(
             "its properties do not fit an MQTT topic once they are percent-encoded",
         );
+    }
+    if head_bytes > HEAD_BYTES_MAX {
+        return undeliverable("its properties do not fit the head of an HTTP answer");
     }
     Ok(())
 }
@@ -93,6 +122,18 @@ fn has_control(text: &str) -> bool {
 fn encoded_bytes(text: &[u8]) -> usize {
     let unreserved = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~".contains(byte);
     let plain = text.iter().filter(|byte| unreserved(byte)).count();
+    plain + 3 * (text.len() - plain)
+}
+
+/// Bytes of a text in a header's value, where everything but printable ASCII takes three, and the
+/// escape sign and blanks may. An upper bound.
+fn printed_bytes(text: &str) -> usize {
+    let is_plain = |byte: &u8| byte.is_ascii_graphic() && *byte != b'%';
+    let blanks = text.len() - text.trim_matches(' ').len();
+    let within = text.bytes().filter(|byte| *byte == b' ').count();
+    let plain = text.as_bytes().iter().filter(|byte| is_plain(byte)).count();
+    // At the ends a blank would be lost, and then all are encoded.
+    let plain = plain + if blanks == 0 { within } else { 0 };
     plain + 3 * (text.len() - plain)
 }
 
@@ -110,7 +151,7 @@ mod tests {
         let verdict = |change: &dyn Fn(&mut CloudMessage<'_>)| {
             let mut message = CloudMessage::default();
             change(&mut message);
-            check(&message, &target, now, hour)
+            check(&message, &target, Reading::certain(now), hour)
         };
         let is_undeliverable = |change: &dyn Fn(&mut CloudMessage<'_>)| {
             matches!(verdict(change), Err(SendRefused::Undeliverable { .. }))
@@ -156,5 +197,49 @@ mod tests {
         // Within 64 KB as it is, beyond a topic once it is encoded.
         assert!(verdict(&|m| set(m, "a", &"b".repeat(60_000))).is_ok());
         assert!(is_undeliverable(&|m| set(m, "a", &"/".repeat(22_000))));
+        // A header is longer than what the same property takes in a topic.
+        let many = |m: &mut CloudMessage<'_>, count: usize| {
+            (0..count).for_each(|n| set(m, &format!("p{n:04}"), "v"));
+        };
+        assert!(verdict(&|m| many(m, 3_000)).is_ok());
+        assert!(is_undeliverable(&|m| many(m, 3_100)));
+        // Each byte that is no text becomes three, of three each.
+        let of_no_text = |count: usize| Some(vec![0xff; count].into());
+        assert!(verdict(&|m| m.user_id = of_no_text(7_000)).is_ok());
+        assert!(is_undeliverable(&|m| m.user_id = of_no_text(7_300)));
+    }
+
+    #[test]
+    fn an_expiry_that_is_right_by_one_of_two_times_is_taken() {
+        let hour = Duration::from_secs(3600);
+        let target = Identity::of_device("d".parse().unwrap());
+        let earliest = Timestamp::from_millis(1_800_000_000_000);
+        let latest = earliest.saturating_add(hour);
+        let check = |expires: Option<Timestamp>, expected: Option<Timestamp>| {
+            let message = CloudMessage {
+                expires,
+                ..CloudMessage::default()
+            };
+            let now = Reading { earliest, latest };
+            let found = check(&message, &target, now, 2 * hour);
+            assert_eq!(found.ok(), expected, "{expires:?}");
+        };
+        check(None, Some(latest.saturating_add(2 * hour)));
+        let soon = earliest.saturating_add(Duration::from_millis(1));
+        check(Some(soon), Some(soon));
+        check(Some(earliest), None);
+        let last = latest.saturating_add(C2D_EXPIRY_MAX);
+        check(Some(last), Some(last));
+        check(Some(last.saturating_add(Duration::from_millis(1))), None);
+    }
+
+    #[test]
+    fn texts_in_headers_take_as_much_at_most() {
+        let check = |text: &str, bytes: usize| assert_eq!(printed_bytes(text), bytes, "{text:?}");
+        check("", 0);
+        check("a b", 3);
+        check(" a b", 8);
+        check("50%", 5);
+        check("\u{e9}", 6);
     }
 }

@@ -6,6 +6,7 @@ use fieldpost_record::CommandView;
 use fieldpost_store::StoreError;
 use fieldpost_store::queues::{ListOutcomes, Operation, OperationResult, Outcome, OutcomeNumber};
 
+use super::damage::LanePage;
 use super::lanes::DEAD_LETTERS;
 use super::names::QueueKey;
 use super::outcome::{self, Attempts, Cause};
@@ -88,12 +89,12 @@ impl CloudToDevice {
         let mut bytes = 0;
         let mut after = after;
         for _ in 0..PAGES_READ_MAX {
-            let records = read(self.inner(), after, limit).await?;
-            let Some(last) = records.last() else {
+            let read = read(self.inner(), after, limit).await?;
+            if read.records.is_empty() {
                 return Ok(page);
-            };
-            after = last.number;
-            for record in &records {
+            }
+            after = read.through;
+            for record in &read.records {
                 let letter = decode(record);
                 let letter = letter.filter(|l| device.is_none_or(|device| l.identity == *device));
                 let Some(letter) = letter else {
@@ -179,8 +180,11 @@ impl Inner {
         let Some(before) = number.checked_sub(1) else {
             return Ok(None);
         };
-        let records = read(self, before, 1).await?;
-        Ok(records.into_iter().find(|record| record.number == number))
+        let read = read(self, before, 1).await?;
+        Ok(read
+            .records
+            .into_iter()
+            .find(|record| record.number == number))
     }
 
     async fn remove_dead_letter(&self, number: OutcomeNumber) -> Result<bool, StoreError> {
@@ -193,14 +197,9 @@ impl Inner {
     }
 }
 
-async fn read(
-    inner: &Inner,
-    after: OutcomeNumber,
-    limit: usize,
-) -> Result<Vec<Outcome>, StoreError> {
+async fn read(inner: &Inner, after: OutcomeNumber, limit: usize) -> Result<LanePage, StoreError> {
     inner
-        .queues
-        .outcomes(ListOutcomes {
+        .lane_page(ListOutcomes {
             lane: DEAD_LETTERS,
             after,
             limit,

@@ -4,7 +4,7 @@
 //! time, and waits until that is durable before it takes the next one, so that a million messages that
 //! end at the same moment keep nobody else waiting.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -171,7 +171,8 @@ impl Sweeper {
             expires: last.expires,
             sequence: last.sequence,
         };
-        let mut lanes: HashMap<usize, Vec<(Arc<Named>, QueuedMessage)>> = HashMap::new();
+        // In an order that a simulation can repeat.
+        let mut lanes: BTreeMap<usize, Vec<(Arc<Named>, QueuedMessage)>> = BTreeMap::new();
         let mut known: HashMap<QueueName, Option<Arc<Named>>> = HashMap::new();
         for (name, message) in page.messages {
             let queue = match known.get(&name) {
@@ -201,7 +202,12 @@ impl Sweeper {
         });
         for answer in join_all(removals).await {
             // An owner that has ended ends nothing any more.
-            answer.unwrap_or(Err(StoreError::Closed))?;
+            match answer.unwrap_or(Err(StoreError::Closed)) {
+                Ok(_) => {}
+                // What cannot be taken out is left alone, as what cannot be read is.
+                Err(error @ StoreError::Damaged { .. }) => self.inner.tell_damage(&error),
+                Err(error) => return Err(error),
+            }
         }
         self.passed = Some(passed);
         Ok(())
@@ -222,7 +228,11 @@ impl Sweeper {
             match self.inner.registry.get(&identity.device).await {
                 Ok(Some(device)) if device.generation_id == *generation => {}
                 Ok(_) => {
-                    drop_queue(&self.inner, name).await?;
+                    match drop_queue(&self.inner, name).await {
+                        Ok(()) => {}
+                        Err(error @ StoreError::Damaged { .. }) => self.inner.tell_damage(&error),
+                        Err(error) => return Err(error),
+                    }
                     return Ok(None);
                 }
                 // One device that cannot be read must not keep all others' messages from ending.

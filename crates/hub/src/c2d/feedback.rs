@@ -9,10 +9,9 @@
 //! records are forgotten when their message is durable. So a hub that stops anywhere in between tells
 //! everything, and nothing twice: the queue takes no message that covers what it covered before.
 
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -28,9 +27,10 @@ use serde::Serialize;
 use tokio::sync::{Notify, oneshot};
 
 use super::Inner;
-use super::lanes::FEEDBACK;
+use super::damage::LanePage;
+use super::lanes::{FEEDBACK, HISTORY};
 use super::names::QueueKey;
-use super::outcome::FeedbackOwed;
+use super::outcome::{FeedbackOwed, Told};
 
 /// Records in one feedback message (Azure IoT Hub, "message feedback").
 pub const FEEDBACK_RECORDS_MAX: usize = 64;
@@ -87,44 +87,12 @@ impl FeedbackMessage {
 #[derive(Default)]
 pub(super) struct FeedbackProgress {
     bell: Notify,
-    /// Guards the sent messages; nothing else is taken while it is held.
-    sent: Mutex<VecDeque<Sent>>,
 }
-
-struct Sent {
-    at: Timestamp,
-    /// The messages that it tells of.
-    sequences: Vec<u64>,
-}
-
-/// Feedback messages of which it is remembered what they told: 65,536 records at most, half a
-/// mebibyte.
-const SENT_MAX: usize = 1024;
 
 impl FeedbackProgress {
     /// Wakes the follower: there is a new record in the lane, durably.
     pub(super) fn ring(&self) {
         self.bell.notify_one();
-    }
-
-    /// When the sender of a message was told, if that was lately and not before the hub started.
-    pub(super) fn sent_at(&self, sequence: u64) -> Option<Timestamp> {
-        let sent = self.lock();
-        let tells = |sent: &&Sent| sent.sequences.contains(&sequence);
-        sent.iter().rev().find(tells).map(|sent| sent.at)
-    }
-
-    fn note_sent(&self, at: Timestamp, sequences: Vec<u64>) {
-        let mut sent = self.lock();
-        if sent.len() >= SENT_MAX {
-            sent.pop_front();
-        }
-        sent.push_back(Sent { at, sequences });
-    }
-
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Sent>> {
-        // A list that was left between two statements is still a list of what was sent.
-        self.sent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -133,6 +101,7 @@ pub(super) async fn run(inner: Arc<Inner>, stopped: oneshot::Receiver<()>) {
     let follower = Follower {
         inner,
         forgotten: 0,
+        told: Vec::new(),
         last_sent: None,
         failures: 0,
     };
@@ -143,8 +112,10 @@ pub(super) async fn run(inner: Arc<Inner>, stopped: oneshot::Receiver<()>) {
 
 struct Follower {
     inner: Arc<Inner>,
-    /// Records up to this one are gone from the lane.
+    /// Records up to this one are gone from the lane, or of no more use.
     forgotten: OutcomeNumber,
+    /// Lines of history about the messages that have gone since records were last forgotten.
+    told: Vec<Operation>,
     /// On the monotonic clock, when a message last went; not known after a start, and then nothing
     /// waits.
     last_sent: Option<Duration>,
@@ -214,7 +185,7 @@ impl Follower {
     /// Forgets what a hub before this one has told and not forgotten. An offer that no queue has
     /// room for is never taken, but one that was taken before is recognised first.
     async fn skip_covered(&mut self) -> Result<(), StoreError> {
-        let records = self.read().await?;
+        let records = self.read().await?.records;
         let offers = records.iter().map(|record| Operation::Enqueue {
             queue: QueueKey::Feedback.name(),
             message: Bytes::new(),
@@ -256,15 +227,27 @@ impl Follower {
 
     /// Sends what fills messages and, if `partly`, what remains, and forgets it.
     async fn send(&mut self, partly: bool) -> Result<(), StoreError> {
-        let records = self.read().await?;
-        if records.is_empty() {
+        let page = self.read().await?;
+        if page.records.is_empty() {
             // The lane says that there is something and shows nothing: not before the bell rings.
+            if page.through > self.forgotten {
+                self.forget(page.through).await?;
+            }
             self.wait(None).await;
             return Ok(());
         }
-        let (owed, dropped) = self.sift(&records).await?;
+        let (owed, dropped) = self.sift(&page.records).await?;
         if !dropped.is_empty() {
-            self.inner.queues.apply(dropped).await?;
+            match self.inner.queues.apply(dropped).await {
+                Ok(_) => {}
+                // They go with those behind them.
+                Err(error @ StoreError::Damaged { .. }) => self.inner.tell_damage(&error),
+                Err(error) => return Err(error),
+            }
+        }
+        if owed.is_empty() {
+            self.forgotten = page.through;
+            return Ok(());
         }
         let mut covered = None;
         for batch in batches(&owed) {
@@ -277,21 +260,43 @@ impl Follower {
         }
         match covered {
             Some(through) => self.forget(through).await,
-            None => Ok(()),
+            None => {
+                // The lane counts what cannot be read: these do not fill a message after all.
+                let due = self
+                    .last_sent
+                    .map(|at| at.saturating_add(FEEDBACK_INTERVAL));
+                self.wait(due).await;
+                Ok(())
+            }
         }
     }
 
-    async fn read(&self) -> Result<Vec<Outcome>, StoreError> {
-        self.inner
-            .queues
-            .outcomes(ListOutcomes {
+    /// Reads what waits, as much as a round may take; damage is left out.
+    async fn read(&self) -> Result<LanePage, StoreError> {
+        let mut round = LanePage {
+            records: Vec::new(),
+            through: self.forgotten,
+            damaged: None,
+        };
+        let waiting = self.inner.queues.lane(FEEDBACK).count;
+        let enough = usize::try_from(waiting).unwrap_or(usize::MAX);
+        // A page ends in front of damage. What is behind it may fill the message.
+        while round.records.len() < enough.min(FEEDBACK_RECORDS_MAX) {
+            let page = self.inner.lane_page(ListOutcomes {
                 lane: FEEDBACK,
-                after: self.forgotten,
+                after: round.through,
                 limit: ROUND_RECORDS,
                 bytes_max: ROUND_BYTES,
                 queue: None,
-            })
-            .await
+            });
+            let page = page.await?;
+            round.through = page.through;
+            if page.records.is_empty() {
+                break;
+            }
+            round.records.extend(page.records);
+        }
+        Ok(round)
     }
 
     /// Sorts out what nobody is to be told: records of devices that are gone, or were deleted and
@@ -353,7 +358,7 @@ impl Follower {
     /// covered more would be taken although its first records were told before.
     async fn enqueue(&mut self, batch: &Batch) -> Result<(), StoreError> {
         loop {
-            let now = self.inner.wall.now();
+            let now = self.inner.wall.read().latest;
             let ttl = self.inner.settings.get().cloud_to_device.feedback.ttl;
             let message = FeedbackMessage {
                 enqueued: now,
@@ -373,9 +378,9 @@ impl Follower {
                 )
                 .await;
             match result {
-                Ok(OperationResult::Enqueued { .. }) => {
+                Ok(OperationResult::Enqueued { sequence }) => {
                     self.last_sent = Some(self.inner.timer.monotonic());
-                    self.inner.feedback.note_sent(now, batch.sequences.clone());
+                    self.note_told(now, sequence, batch);
                     count_records("sent", batch.sequences.len() as u64);
                     metrics::counter!("fieldpost_feedback_messages_total").increment(1);
                     return Ok(());
@@ -388,16 +393,38 @@ impl Follower {
         }
     }
 
+    /// Lets the history know when senders were told, in the step that forgets the records.
+    fn note_told(&mut self, at: Timestamp, sequence: u64, batch: &Batch) {
+        if self.inner.settings.get().cloud_to_device.history.enabled {
+            let told = Told {
+                at,
+                sequences: batch.sequences.clone(),
+            };
+            self.told.push(Operation::Record {
+                lane: HISTORY,
+                queue: QueueKey::Feedback.name(),
+                sequence,
+                record: told.encode(),
+            });
+        }
+    }
+
     async fn forget(&mut self, through: OutcomeNumber) -> Result<(), StoreError> {
         self.forgotten = through;
+        let mut operations = std::mem::take(&mut self.told);
+        operations.push(Operation::Forget {
+            lane: FEEDBACK,
+            through,
+        });
         loop {
-            let forget = Operation::Forget {
-                lane: FEEDBACK,
-                through,
-            };
-            match self.inner.queues.apply(vec![forget]).await {
+            match self.inner.queues.apply(operations.clone()).await {
                 Ok(_) => return Ok(()),
                 Err(StoreError::Closed) => return Err(StoreError::Closed),
+                // They are left out from now on, and offered in vain after a restart.
+                Err(error @ StoreError::Damaged { .. }) => {
+                    self.inner.tell_damage(&error);
+                    return Ok(());
+                }
                 Err(error) => self.back_off(Trouble::Store(&error)).await,
             }
         }
@@ -668,22 +695,5 @@ mod tests {
                 prop_assert_eq!(message.encode(), bytes);
             }
         }
-    }
-
-    #[test]
-    fn it_is_remembered_for_a_while_who_was_told_when() {
-        let progress = FeedbackProgress::default();
-        let time = Timestamp::from_millis;
-        for n in 0..2 * SENT_MAX as u64 {
-            progress.note_sent(time(i64::try_from(n).unwrap()), vec![2 * n, 2 * n + 1]);
-        }
-        let check = |sequence: u64, expected: Option<i64>| {
-            assert_eq!(progress.sent_at(sequence), expected.map(time), "{sequence}");
-        };
-        let last = 4 * SENT_MAX as u64 - 1;
-        check(last, Some(2 * i64::try_from(SENT_MAX).unwrap() - 1));
-        check(last + 1, None);
-        check(2 * SENT_MAX as u64 - 1, None);
-        check(2 * SENT_MAX as u64, Some(i64::try_from(SENT_MAX).unwrap()));
     }
 }

@@ -5,9 +5,10 @@ use fieldpost_record::CommandView;
 use fieldpost_store::StoreError;
 use fieldpost_store::queues::{Lane, ListOutcomes, Outcome, OutcomeNumber};
 
+use super::damage::LanePage;
 use super::lanes::{DEAD_LETTERS, FEEDBACK, HISTORY};
 use super::names::QueueKey;
-use super::outcome::{Attempts, Cause, HistoryLine};
+use super::outcome::{Attempts, Cause, HistoryLine, Told};
 use super::{CloudToDevice, Inner, MessageState, dead_letters};
 
 /// Which message is meant.
@@ -70,6 +71,11 @@ pub enum TraceState {
         /// When.
         at: Timestamp,
     },
+    /// Gone: an operator emptied the queue.
+    Purged {
+        /// When.
+        at: Timestamp,
+    },
 }
 
 /// Whether the sender of a message is told what became of it.
@@ -81,7 +87,7 @@ pub enum FeedbackState {
     Pending,
     /// The record is in a feedback message, or the device was deleted before it was.
     Sent {
-        /// When that was put into the feedback queue; known for those of late.
+        /// When that was put into the feedback queue, as long as the history has it.
         at: Option<Timestamp>,
     },
 }
@@ -117,6 +123,14 @@ impl CloudToDevice {
         newest(&mut traces);
         inner.complete_feedback(identity, &mut traces).await?;
         Ok(traces)
+    }
+}
+
+fn note_told(told: &Told, traces: &mut [MessageTrace]) {
+    for trace in traces {
+        if trace.feedback == FeedbackState::Pending && told.sequences.contains(&trace.sequence) {
+            trace.feedback = FeedbackState::Sent { at: Some(told.at) };
+        }
     }
 }
 
@@ -174,12 +188,21 @@ impl Inner {
         let found_before = traces.len();
         let mut after = 0;
         loop {
-            let records = self.read_lane(lane, after).await?;
-            let Some(last) = records.last() else {
+            let LanePage {
+                records, through, ..
+            } = self.read_lane(lane, after).await?;
+            if records.is_empty() {
                 return Ok(());
-            };
-            after = last.number;
+            }
+            after = through;
             for record in &records {
+                // It stands behind what it tells of.
+                if lane == HISTORY
+                    && let Some(told) = Told::decode(&record.record)
+                {
+                    note_told(&told, traces);
+                    continue;
+                }
                 if let MessageQuery::Sequence(wanted) = query
                     && record.sequence != *wanted
                 {
@@ -209,34 +232,33 @@ impl Inner {
         let mut pending = Vec::new();
         let mut after = 0;
         loop {
-            let records = self.read_lane(FEEDBACK, after).await?;
-            let Some(last) = records.last() else {
+            let LanePage {
+                records, through, ..
+            } = self.read_lane(FEEDBACK, after).await?;
+            if records.is_empty() {
                 break;
-            };
-            after = last.number;
+            }
+            after = through;
             let of_identity = records.iter().filter(|record| is_of(record, identity));
             pending.extend(of_identity.map(|record| record.sequence));
         }
         for trace in traces {
             if trace.feedback == FeedbackState::Pending && !pending.contains(&trace.sequence) {
-                trace.feedback = FeedbackState::Sent {
-                    at: self.feedback.sent_at(trace.sequence),
-                };
+                trace.feedback = FeedbackState::Sent { at: None };
             }
         }
         Ok(())
     }
 
-    async fn read_lane(&self, lane: Lane, after: u64) -> Result<Vec<Outcome>, StoreError> {
-        self.queues
-            .outcomes(ListOutcomes {
-                lane,
-                after,
-                limit: READ_RECORDS,
-                bytes_max: READ_BYTES,
-                queue: None,
-            })
-            .await
+    async fn read_lane(&self, lane: Lane, after: u64) -> Result<LanePage, StoreError> {
+        self.lane_page(ListOutcomes {
+            lane,
+            after,
+            limit: READ_RECORDS,
+            bytes_max: READ_BYTES,
+            queue: None,
+        })
+        .await
     }
 }
 
@@ -307,8 +329,13 @@ fn settled_trace(
         size: line.size.into(),
         delivery_count: line.settled.delivery_count,
         attempts: line.settled.attempts,
-        state: TraceState::Completed {
-            at: line.settled.at,
+        state: match line.settled.cause {
+            Cause::Purged => TraceState::Purged {
+                at: line.settled.at,
+            },
+            _ => TraceState::Completed {
+                at: line.settled.at,
+            },
         },
         feedback: owed(line.settled.is_told),
     })

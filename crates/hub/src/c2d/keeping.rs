@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use fieldpost_model::Timestamp;
 use fieldpost_store::StoreError;
-use fieldpost_store::queues::{Lane, ListOutcomes, Operation, Outcome};
+use fieldpost_store::queues::{Lane, ListOutcomes, Operation, Outcome, OutcomeNumber};
 use futures_util::future::select;
 use tokio::sync::oneshot;
 
 use super::Inner;
+use super::damage::LanePage;
 use super::lanes::{DEAD_LETTERS, HISTORY};
 use super::outcome;
 
@@ -111,8 +112,11 @@ impl Keeper {
         if !is_over && !is_due {
             return Ok(false);
         }
-        let records = self.read(DEAD_LETTERS).await?;
-        let (gone, left) = self.divide(DEAD_LETTERS, bounds, &records);
+        let page = self.read(DEAD_LETTERS).await?;
+        if is_over && let Some(damaged) = page.damaged {
+            return self.forget_damage(DEAD_LETTERS, damaged).await;
+        }
+        let (gone, left) = self.divide(DEAD_LETTERS, bounds, &page.records);
         self.oldest_letter = left
             .iter()
             .find_map(|r| outcome::settled_at(&r.record).ok());
@@ -134,8 +138,11 @@ impl Keeper {
         if !self.over(HISTORY, bounds) {
             return Ok(false);
         }
-        let records = self.read(HISTORY).await?;
-        let (gone, left) = self.divide(HISTORY, bounds, &records);
+        let page = self.read(HISTORY).await?;
+        if let Some(damaged) = page.damaged {
+            return self.forget_damage(HISTORY, damaged).await;
+        }
+        let (gone, left) = self.divide(HISTORY, bounds, &page.records);
         self.forget(HISTORY, gone).await?;
         Ok(!gone.is_empty() && left.is_empty())
     }
@@ -145,10 +152,11 @@ impl Keeper {
         figures.count > bounds.records || figures.bytes > bounds.bytes
     }
 
-    async fn read(&self, lane: Lane) -> Result<Vec<Outcome>, StoreError> {
+    /// The oldest records. Damage in front of them goes with the first of them that does, if not
+    /// before.
+    async fn read(&self, lane: Lane) -> Result<LanePage, StoreError> {
         self.inner
-            .queues
-            .outcomes(ListOutcomes {
+            .lane_page(ListOutcomes {
                 lane,
                 after: 0,
                 limit: CHUNK_RECORDS,
@@ -156,6 +164,16 @@ impl Keeper {
                 queue: None,
             })
             .await
+    }
+
+    /// Lets the damage at the beginning of a lane go that holds too much. How much that was, the
+    /// lane's figures say. Whether there may be more to go.
+    async fn forget_damage(&self, lane: Lane, through: OutcomeNumber) -> Result<bool, StoreError> {
+        let before = self.inner.queues.lane(lane).count;
+        let forget = Operation::Forget { lane, through };
+        self.inner.queues.apply(vec![forget]).await?;
+        // A store that keeps it all the same is not asked in circles.
+        Ok(self.inner.queues.lane(lane).count < before)
     }
 
     /// Divides the oldest records of a lane into those that go and those that stay.

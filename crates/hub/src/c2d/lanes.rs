@@ -10,3 +10,6 @@ pub(super) const DEAD_LETTERS: Lane = Lane(2);
 
 /// What became of completed messages.
 pub(super) const HISTORY: Lane = Lane(3);
+
+/// All of them.
+pub(crate) const LANES: [Lane; 3] = [FEEDBACK, DEAD_LETTERS, HISTORY];

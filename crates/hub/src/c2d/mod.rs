@@ -8,7 +8,10 @@
 //! Messages are in the store. Locks, receivers and attempts are here, with the queues' owners; a hub
 //! that is started anew has none, and every message that was not settled is there again.
 
+mod budget;
 mod check;
+mod clock_mark;
+mod damage;
 mod dead_letters;
 mod deleted;
 mod expiry;
@@ -20,8 +23,10 @@ mod names;
 mod outcome;
 mod owner;
 mod queue;
+mod reading;
 mod receiver;
 mod sender;
+mod vital;
 mod wall;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,16 +36,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use fieldpost_model::limits::LOCK_RANGE;
 use fieldpost_model::{DeviceId, Identity, ModuleId, Timestamp};
-use fieldpost_store::queues::{
-    DeviceQueues, LaneFigures, ListQueue, OperationResult, QueuedMessage,
-};
+use fieldpost_store::documents::Documents;
+use fieldpost_store::queues::{DeviceQueues, LaneFigures, OperationResult, QueuedMessage};
 use fieldpost_store::{Health, HealthLevel, Store, StoreError};
+use futures_util::future::{BoxFuture, FutureExt};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 pub use dead_letters::{DeadLetter, DeadLetterPage, RequeueError};
 pub use feedback::{FEEDBACK_INTERVAL, FEEDBACK_RECORDS_MAX, FeedbackMessage};
 pub use history::{FeedbackState, MessageQuery, MessageTrace, TraceState};
+pub(crate) use lanes::LANES;
 pub use outcome::{Attempt, AttemptEnd, AttemptReceiver, Attempts, Cause};
 pub use receiver::{Delivery, InvalidLockToken, LockToken, Receiver, SettleError, Settlement};
 pub use sender::Sender;
@@ -49,25 +55,24 @@ use crate::auth::DevicePrincipal;
 use crate::clock::{Chance, Timer};
 use crate::identity::{Device, Registry};
 use crate::presence::shard_of;
+use crate::probe::Probe;
 use crate::settings::Settings;
+use damage::ToldDamage;
 use expiry::Due;
 use feedback::FeedbackProgress;
 use lanes::{DEAD_LETTERS, FEEDBACK, HISTORY};
 use names::{Named, QueueKey};
-use owner::{Command, Owner};
+use owner::{Command, DeliveriesHeld, Owner};
 use queue::Now;
 use sender::Budget;
+use vital::{Vitals, guarded};
 use wall::SteadyWall;
 
 /// Tasks that share the queues.
 const OWNERS: usize = 4;
 
-/// Messages that one question about a queue reads, and bytes of them.
+/// Messages that one question about a queue reads.
 const PAGE_MESSAGES: usize = 500;
-const PAGE_BYTES: usize = 4 * 1024 * 1024;
-
-/// A question about all messages of a queue reads so many bytes at most.
-const LIVE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Receives feedback messages.
 pub type FeedbackReceiver = Receiver;
@@ -129,7 +134,17 @@ pub enum SendRefused {
     NoRoom,
     /// The store did not take it, or it is not known whether it did.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(StoreError),
+}
+
+impl From<StoreError> for SendRefused {
+    fn from(error: StoreError) -> Self {
+        match error {
+            // The second mark of a filling disk, where the first one is answered by itself.
+            StoreError::Full => Self::NoRoom,
+            error => Self::Store(error),
+        }
+    }
 }
 
 impl SendRefused {
@@ -146,6 +161,19 @@ impl SendRefused {
             Self::Store(_) => "store",
         }
     }
+}
+
+/// Whether messages for devices are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// They are.
+    Open,
+    /// The disk has no room for them. It goes on by itself when there is some, so that senders
+    /// should wait.
+    Held,
+    /// The store takes nothing until it is opened anew: to wait is of no use, and every message is
+    /// refused.
+    ReadOnly,
 }
 
 /// Why a queue was not emptied, or not to its end.
@@ -192,6 +220,19 @@ pub struct CloudToDeviceFigures {
     pub dead_letters: LaneFigures,
     /// Lines of history.
     pub history: LaneFigures,
+    /// Bytes of messages that are in memory, read ahead or in flight.
+    pub held_bytes: usize,
+}
+
+/// What the hub's operator decides about messages to devices before it starts.
+#[derive(Debug)]
+pub(crate) struct CloudToDeviceConfig {
+    /// Bytes of messages that are read ahead or in flight, of all queues together.
+    pub(crate) held_bytes: usize,
+    /// Whether the clock is believed at the start, whatever the store knows of the past.
+    pub(crate) trusts_clock: bool,
+    /// Of a hub in test mode.
+    pub(crate) probe: Option<Arc<Probe>>,
 }
 
 /// Messages to devices. Cloning is cheap.
@@ -219,15 +260,23 @@ struct Shared {
     settings: Settings,
     timer: Arc<dyn Timer>,
     chance: Arc<dyn Chance>,
+    /// What the queues hold in memory.
+    held: Arc<budget::Budget>,
+    /// Of a hub in test mode.
+    probe: Option<Arc<Probe>>,
     wall: SteadyWall,
     feedback: FeedbackProgress,
     due: Due,
+    damage: ToldDamage,
+    vitals: Arc<Vitals>,
+    deliveries_held: DeliveriesHeld,
 }
 
 /// What everybody but owners has: the ways to the owners.
 struct Inner {
     shared: Arc<Shared>,
     registry: Registry,
+    documents: Arc<dyn Documents>,
     /// Bounded by what is unanswered: messages by each sender, everything else by each receiver's
     /// window and each request.
     lanes: Vec<mpsc::UnboundedSender<Command>>,
@@ -248,8 +297,10 @@ impl std::ops::Deref for Inner {
 
 impl Shared {
     fn now(&self) -> Now {
+        let wall = self.wall.read();
         Now {
-            wall: self.wall.now(),
+            wall: wall.earliest,
+            stamp: wall.latest,
             monotonic: self.timer.monotonic(),
         }
     }
@@ -257,55 +308,91 @@ impl Shared {
 
 impl CloudToDevice {
     /// Starts the owners and followers on the current runtime.
-    pub(crate) fn start(
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub(crate) async fn start(
         store: &Store,
         registry: Registry,
         settings: Settings,
         timer: Arc<dyn Timer>,
         chance: Arc<dyn Chance>,
-    ) -> Self {
+        config: CloudToDeviceConfig,
+    ) -> Result<Self, StoreError> {
+        let newest = if config.trusts_clock {
+            None
+        } else {
+            clock_mark::newest(store).await?
+        };
         let shared = Arc::new(Shared {
             queues: Arc::clone(&store.queues),
             settings,
-            wall: SteadyWall::new(Arc::clone(&timer)),
+            held: Arc::new(budget::Budget::new(config.held_bytes)),
+            probe: config.probe,
+            wall: SteadyWall::new(Arc::clone(&timer), newest),
             timer,
             chance,
             feedback: FeedbackProgress::default(),
             due: Due::default(),
+            damage: ToldDamage::default(),
+            vitals: Arc::default(),
+            deliveries_held: DeliveriesHeld::default(),
         });
         let (mut lanes, mut owners) = (Vec::new(), Vec::new());
         for _ in 0..OWNERS {
             let (lane, commands) = mpsc::unbounded_channel();
             lanes.push(lane);
-            owners.push(tokio::spawn(
-                Owner::new(Arc::clone(&shared), commands).run(),
-            ));
+            let owner = Owner::new(Arc::clone(&shared), commands).run();
+            let owner = guarded(Arc::clone(&shared.vitals), "an owner of queues", owner);
+            owners.push(tokio::spawn(owner));
         }
         let deletions = registry.watch_deletions();
         let inner = Arc::new(Inner {
             shared,
             registry,
+            documents: Arc::clone(&store.documents),
             lanes,
-            health: store.log.health(),
+            health: store.queues.health(),
             budget: Budget::default(),
             last_receiver: AtomicU64::new(0),
             requeueing: tokio::sync::Mutex::default(),
         });
         let (mut stops, mut followers) = (Vec::new(), Vec::new());
+        let mut follow = |what, run: BoxFuture<'static, ()>| {
+            let vitals = Arc::clone(&inner.vitals);
+            followers.push(tokio::spawn(guarded(vitals, what, run)));
+        };
         let mut stop = || {
             let (stop, stopped) = oneshot::channel();
             stops.push(stop);
             (Arc::clone(&inner), stopped)
         };
         let (feedback, stopped) = stop();
-        followers.push(tokio::spawn(feedback::run(feedback, stopped)));
+        follow(
+            "the follower of feedback",
+            feedback::run(feedback, stopped).boxed(),
+        );
         let (keeping, stopped) = stop();
-        followers.push(tokio::spawn(keeping::run(keeping, stopped)));
+        follow(
+            "the keeper of dead letters and history",
+            keeping::run(keeping, stopped).boxed(),
+        );
         let (expiry, stopped) = stop();
-        followers.push(tokio::spawn(expiry::run(expiry, stopped)));
+        follow(
+            "the sweeper of expired messages",
+            expiry::run(expiry, stopped).boxed(),
+        );
         let (deleted, stopped) = stop();
-        followers.push(tokio::spawn(deleted::run(deleted, deletions, stopped)));
-        Self(Arc::new(Tasks {
+        follow(
+            "the remover of deleted devices' messages",
+            deleted::run(deleted, deletions, stopped).boxed(),
+        );
+        let (marking, stopped) = stop();
+        follow(
+            "the marker of the time",
+            clock_mark::run(marking, stopped).boxed(),
+        );
+        Ok(Self(Arc::new(Tasks {
             feedback: Feedback {
                 inner: Arc::clone(&inner),
             },
@@ -313,7 +400,7 @@ impl CloudToDevice {
             stops: Mutex::new(stops),
             followers: Mutex::new(followers),
             owners: Mutex::new(owners),
-        }))
+        })))
     }
 
     /// Ends the tasks; what is under way is finished. Senders and receivers that are left are
@@ -339,11 +426,14 @@ impl CloudToDevice {
         Sender::new(Arc::clone(self.inner()), origin)
     }
 
-    /// Whether messages are held back: the disk has no room for them, the event log is at its bound
-    /// and holds senders, or the store is read-only.
+    /// Whether messages are taken at present, as far as the store says.
     #[must_use]
-    pub fn is_held(&self) -> bool {
-        self.inner().health.borrow().level != HealthLevel::Ok
+    pub fn admission(&self) -> Admission {
+        match self.inner().health.borrow().level {
+            HealthLevel::Ok => Admission::Open,
+            HealthLevel::HoldMessages | HealthLevel::HoldAll => Admission::Held,
+            HealthLevel::ReadOnly => Admission::ReadOnly,
+        }
     }
 
     /// Attaches a connection to its device's queue. What an earlier connection left in flight means
@@ -484,7 +574,13 @@ impl CloudToDevice {
             feedback_owed: lane(FEEDBACK),
             dead_letters: lane(DEAD_LETTERS),
             history: lane(HISTORY),
+            held_bytes: self.inner().held.used(),
         }
+    }
+
+    /// What has failed that the hub cannot do without, as soon as something has.
+    pub(crate) fn failed(&self) -> watch::Receiver<Option<Arc<str>>> {
+        self.inner().vitals.failed()
     }
 
     fn inner(&self) -> &Arc<Inner> {
@@ -559,8 +655,22 @@ impl Inner {
         lock: Option<Duration>,
     ) -> Result<Option<Delivery>, StoreError> {
         let (reply, answered) = oneshot::channel();
+        let named = Arc::clone(&queue);
         self.command(Command::Receive { queue, lock, reply });
-        answered.await.unwrap_or(Err(StoreError::Closed))
+        let answer = answered.await.unwrap_or(Err(StoreError::Closed));
+        if let Ok(Some(delivery)) = &answer {
+            self.note_sent(&named, None, delivery);
+        }
+        answer
+    }
+
+    /// Notes for tests of users that a message is handed over.
+    fn note_sent(&self, queue: &Named, connection: Option<u64>, delivery: &Delivery) {
+        if let Some(probe) = &self.probe
+            && let QueueKey::Device { identity, .. } = &queue.key
+        {
+            probe.note(identity, self.wall.read().latest, connection, delivery);
+        }
     }
 
     async fn settle_one(
@@ -617,68 +727,6 @@ impl Inner {
         );
         answered.await.unwrap_or(Err(StoreError::Closed))
     }
-
-    async fn page(
-        &self,
-        queue: &Named,
-        after: u64,
-        limit: usize,
-    ) -> Result<Vec<QueuedMessage>, StoreError> {
-        let request = ListQueue {
-            queue: queue.name.clone(),
-            after,
-            limit,
-            bytes_max: PAGE_BYTES,
-        };
-        Ok(self.queues.list(request).await?.messages)
-    }
-
-    /// The messages of a queue with their live state, from the first on, 64 MiB at most.
-    async fn live(&self, key: &QueueKey) -> Result<Vec<MessageState>, StoreError> {
-        let queue = Named::new(key.clone());
-        let mut messages = Vec::new();
-        let (mut after, mut bytes) = (0, 0);
-        while bytes < LIVE_BYTES_MAX {
-            let page = self.page(&queue, after, PAGE_MESSAGES).await?;
-            let Some(last) = page.last() else {
-                break;
-            };
-            after = last.sequence;
-            bytes += page.iter().map(|m| m.message.len()).sum::<usize>();
-            messages.extend(self.with_live_state(&queue, page).await);
-        }
-        Ok(messages)
-    }
-
-    async fn with_live_state(
-        &self,
-        queue: &Arc<Named>,
-        messages: Vec<QueuedMessage>,
-    ) -> Vec<MessageState> {
-        let (reply, answered) = oneshot::channel();
-        self.command(Command::Look {
-            queue: Arc::clone(queue),
-            sequences: messages.iter().map(|m| m.sequence).collect(),
-            reply,
-        });
-        // An owner that has ended knows of no locks.
-        let mut live = answered.await.unwrap_or_default().into_iter();
-        let now = self.now();
-        let state = |message: QueuedMessage| {
-            let live = live.next().unwrap_or_default();
-            MessageState {
-                sequence: message.sequence,
-                message: message.message,
-                expires: message.expires,
-                delivery_count: live.delivery_count.unwrap_or(message.delivery_count),
-                locked: live.locked.map(|ends| LockState {
-                    until: ends.map(|at| now.wall.saturating_add(at.saturating_sub(now.monotonic))),
-                }),
-                attempts: live.attempts,
-            }
-        };
-        messages.into_iter().map(state).collect()
-    }
 }
 
 fn queue_of(principal: &DevicePrincipal) -> Arc<Named> {
@@ -693,7 +741,10 @@ fn take<T>(from: &Mutex<Vec<T>>) -> Vec<T> {
 }
 
 async fn finish(task: JoinHandle<()>) {
-    if let Err(error) = task.await {
+    // A panic was told of when it came.
+    if let Err(error) = task.await
+        && !error.is_panic()
+    {
         tracing::error!(%error, "a task of messages to devices did not end well");
     }
 }

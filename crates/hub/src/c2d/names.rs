@@ -1,5 +1,6 @@
 //! Names of queues in the store. `docs/formats/outcomes.md` describes their bytes.
 
+use std::fmt;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -62,6 +63,14 @@ impl QueueKey {
         name.put_u8(0);
         name.put_slice(generation.as_bytes());
         QueueName(name.freeze())
+    }
+
+    /// For people: the device, or the device and the module.
+    pub(super) fn shown(&self) -> impl fmt::Display {
+        match self {
+            Self::Device { identity, .. } => identity.to_string(),
+            Self::Feedback => "(feedback)".to_owned(),
+        }
     }
 
     /// The key of a name; `None` when it is not one of this version's.

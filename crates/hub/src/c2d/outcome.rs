@@ -8,18 +8,20 @@
 mod form;
 
 use std::fmt;
+use std::sync::LazyLock;
 
 use bytes::Bytes;
 use fieldpost_model::{Ack, Timestamp};
 use fieldpost_record::CommandView;
 use fieldpost_store::queues::Lane;
+use metrics::Counter;
 
 use super::lanes::{DEAD_LETTERS, FEEDBACK, HISTORY};
 use super::names::QueueKey;
 use crate::settings::CloudToDeviceSettings;
 
 use form::encode_dead_letter;
-pub(super) use form::{FeedbackOwed, HistoryLine, Settled, decode_dead_letter, settled_at};
+pub(super) use form::{FeedbackOwed, HistoryLine, Settled, Told, decode_dead_letter, settled_at};
 
 /// Why a message left its queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -208,7 +210,7 @@ pub(super) fn records(
         records.push((FEEDBACK, owed.encode()));
     }
     match cause {
-        Cause::Completed if settings.history.enabled => {
+        Cause::Completed | Cause::Purged if settings.history.enabled => {
             let line = HistoryLine {
                 settled,
                 enqueued: view
@@ -237,16 +239,21 @@ pub(super) fn records(
 
 /// Counts a message that has left a queue. To be called when that is durable.
 pub(super) fn count(key: &QueueKey, cause: Cause) {
-    let queue = match key {
-        QueueKey::Device { .. } => "device",
-        QueueKey::Feedback => "feedback",
-    };
+    // What every message comes to in the end is not looked up by its labels each time.
+    static COMPLETED: LazyLock<Counter> = LazyLock::new(|| settled("device", Cause::Completed));
+    match (key, cause) {
+        (QueueKey::Device { .. }, Cause::Completed) => COMPLETED.increment(1),
+        (QueueKey::Device { .. }, _) => settled("device", cause).increment(1),
+        (QueueKey::Feedback, _) => settled("feedback", cause).increment(1),
+    }
+}
+
+fn settled(queue: &'static str, cause: Cause) -> Counter {
     metrics::counter!(
         "fieldpost_queue_messages_settled_total",
         "queue" => queue,
         "cause" => cause.as_str()
     )
-    .increment(1);
 }
 
 #[cfg(test)]
@@ -343,12 +350,12 @@ mod tests {
             &[told, dead],
             &[told, dead],
             &[told, dead],
-            &[told],
+            &[told, done],
         ];
         check(&|_| {}, key(), Ack::Full, full);
-        let none: [&[Lane]; 5] = [&[done], &[dead], &[dead], &[dead], &[]];
+        let none: [&[Lane]; 5] = [&[done], &[dead], &[dead], &[dead], &[done]];
         check(&|_| {}, key(), Ack::None, none);
-        let positive: [&[Lane]; 5] = [&[told, done], &[dead], &[dead], &[dead], &[]];
+        let positive: [&[Lane]; 5] = [&[told, done], &[dead], &[dead], &[dead], &[done]];
         check(&|_| {}, key(), Ack::Positive, positive);
         let without_history = |settings: &mut CloudToDeviceSettings| {
             settings.history = HistorySettings {
@@ -364,7 +371,7 @@ mod tests {
                 ..DeadLetterSettings::default()
             };
         };
-        let neither: [&[Lane]; 5] = [&[done], &[], &[], &[], &[]];
+        let neither: [&[Lane]; 5] = [&[done], &[], &[], &[], &[done]];
         check(&without_letters, key(), Ack::None, neither);
         check(&|_| {}, QueueKey::Feedback, Ack::Full, [&[]; 5]);
     }

@@ -6,9 +6,11 @@
 //! that a message is offered in the order in which it was put in.
 
 mod command;
+mod hold;
 mod outbox;
+mod remembered;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -23,6 +25,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::{mpsc, oneshot};
 
+use super::budget::Charge;
 use super::names::{Named, QueueKey};
 use super::outcome::{self, Cause};
 use super::queue::{Effect, Queue, RequestId, Rules, Waiter};
@@ -32,58 +35,54 @@ use crate::clock::Sleep;
 use crate::settings::{CloudToDeviceSettings, DeliveryCountMode, HubSettings};
 
 pub(super) use command::Command;
+pub(super) use hold::DeliveriesHeld;
+use hold::Hold;
 use outbox::{Loaded, Outbox, Owned, Pending, Removal, Timed};
+use remembered::Remembered;
 
 /// Batches that may be on their way to the store. More would only be smaller.
 const BATCHES_MAX: usize = 4;
-
-/// Queues at rest of which more is remembered than the store knows: past attempts, and what
-/// sessions had in flight. The oldest are forgotten.
-const REMEMBERED_MAX: usize = 16_384;
 
 /// Owns queues and works off what it is told.
 pub(super) struct Owner {
     shared: Arc<Shared>,
     commands: mpsc::UnboundedReceiver<Command>,
-    queues: HashMap<QueueName, Owned>,
+    queues: Queues,
     out: Outbox,
     batches: VecDeque<Batch>,
     loads: FuturesUnordered<BoxFuture<'static, Loaded>>,
-    /// Queues at rest of which something is remembered, oldest first, with the number of that rest.
-    remembered: VecDeque<(QueueName, u64)>,
-    rests: u64,
+    remembered: Remembered,
+    hold: Hold,
+    /// Queues that wait for room in memory, in the order in which they began to.
+    starved: BTreeMap<u64, QueueName>,
     sleep: Option<(Duration, Sleep)>,
     effects: Vec<Effect>,
     is_closing: bool,
 }
+
+/// Queues in memory. Every message looks here several times, and names are those of registered
+/// devices, so that a hash with a seed is enough and a cryptographic one is not needed.
+type Queues = HashMap<QueueName, Owned, foldhash::quality::RandomState>;
 
 struct Batch {
     answer: Answer<Result<Vec<OperationResult>, StoreError>>,
     pending: Vec<Pending>,
 }
 
-impl Drop for Owner {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            tracing::error!(
-                "an owner of queues failed; messages to its devices wait until a restart"
-            );
-        }
-    }
-}
-
 impl Owner {
     pub(super) fn new(shared: Arc<Shared>, commands: mpsc::UnboundedReceiver<Command>) -> Self {
         let out = Outbox::new(Arc::clone(&shared.chance));
+        let hold = Hold::new(shared.queues.health());
         Self {
             shared,
             commands,
-            queues: HashMap::new(),
+            queues: Queues::default(),
             out,
             batches: VecDeque::new(),
             loads: FuturesUnordered::new(),
-            remembered: VecDeque::new(),
-            rests: 0,
+            remembered: Remembered::default(),
+            hold,
+            starved: BTreeMap::new(),
             sleep: None,
             effects: Vec::new(),
             is_closing: false,
@@ -97,10 +96,12 @@ impl Owner {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            let mut progress = self.work_off_answers(cx);
+            let mut progress = self.follow_store(cx);
+            progress |= self.work_off_answers(cx);
             progress |= self.work_off_loads(cx);
             progress |= self.pass_time(cx);
             progress |= self.work_off_commands(cx);
+            progress |= self.feed_starved(cx);
             progress |= self.dispatch();
             progress |= self.submit();
             if !progress {
@@ -112,6 +113,27 @@ impl Owner {
                 };
             }
         }
+    }
+
+    /// Begins to hold deliveries, or lets them go on, as the store takes completions.
+    fn follow_store(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut progress = false;
+        while self.hold.poll_change(cx).is_ready() {
+            progress = true;
+            let refusal = self.hold.refusal().cloned();
+            self.shared.deliveries_held.tell(refusal.as_ref());
+            let mut queues: Vec<_> = self.queues.values().map(|o| Arc::clone(&o.named)).collect();
+            // In an order that a simulation can repeat.
+            queues.sort_unstable_by(|one, other| one.name.cmp(&other.name));
+            for queue in queues {
+                // To be looked at: what waited may go on, and whoever asked for the end is told.
+                let owned = self.owned(&queue);
+                if let Some(refusal) = &refusal {
+                    owned.refuse(refusal, Queue::take_requests);
+                }
+            }
+        }
+        progress
     }
 
     fn work_off_commands(&mut self, cx: &mut Context<'_>) -> bool {
@@ -180,6 +202,8 @@ impl Owner {
                     queue,
                     message,
                     expires,
+                    depth_max,
+                    once,
                     reply,
                 };
                 self.out.push(operation, pending);
@@ -197,7 +221,21 @@ impl Owner {
                 owned.inboxes.push((id, inbox));
             }
             Command::Window { queue, id, window } => {
-                self.owned(&queue).queue.set_window(id, window);
+                self.with(&queue, &settings, |owned, effects| {
+                    owned.queue.set_window(id, window);
+                    if window > 0 {
+                        return;
+                    }
+                    // Nobody may look there again, so that it would wait for its receiver to go.
+                    let unseen = owned.inbox(id).map(|inbox| inbox.take_back());
+                    for delivery in unseen.into_iter().flatten() {
+                        let (sequence, lock) = (delivery.sequence, delivery.lock);
+                        owned.queue.give_back(sequence, lock, now, effects);
+                    }
+                });
+            }
+            Command::AskEnd { queue, id, number } => {
+                self.owned(&queue).asking.push((id, number));
             }
             Command::Detach {
                 queue,
@@ -235,6 +273,11 @@ impl Owner {
                 });
             }
             Command::Receive { queue, lock, reply } => {
+                if let Some(refusal) = self.hold.refusal() {
+                    // Whoever asked may have gone away.
+                    let _ = reply.send(Err(refusal.clone()));
+                    return;
+                }
                 let id = RequestId(self.out.next_number());
                 let rules = rules(&queue.key, &settings.cloud_to_device);
                 let owned = self.owned(&queue);
@@ -346,6 +389,9 @@ impl Owner {
                         self.answered(pending, Ok(result));
                     }
                 }
+                Err(StoreError::Damaged { .. }) if batch.pending.len() > 1 => {
+                    self.submit_singly(batch.pending);
+                }
                 Err(error) => {
                     for pending in batch.pending {
                         self.answered(pending, Err(error.clone()));
@@ -388,6 +434,7 @@ impl Owner {
                 message,
                 expires,
                 reply,
+                ..
             } => {
                 if let Ok(OperationResult::Enqueued { sequence }) = result {
                     self.arrived(&queue, sequence, message, expires);
@@ -399,6 +446,7 @@ impl Owner {
                 queue,
                 sequence,
                 waiter,
+                ..
             } => {
                 // A count that was not remembered is one too low after a restart, at worst. The
                 // message may have gone since; it was given back all the same.
@@ -408,16 +456,15 @@ impl Owner {
             }
             Pending::Settle {
                 queue,
-                sequence,
-                cause,
+                settled,
                 is_feedback_owed,
-                waiter,
                 removal,
             } => {
+                let (sequence, waiter) = (settled.sequence, settled.waiter);
                 let is_gone = result.is_ok();
                 let is_done = matches!(result, Ok(OperationResult::Done));
                 if is_done {
-                    outcome::count(&queue.key, cause);
+                    outcome::count(&queue.key, settled.cause);
                     if is_feedback_owed {
                         self.shared.feedback.ring();
                     }
@@ -433,8 +480,11 @@ impl Owner {
                 let pause = owned.queue.pause_span();
                 owned.tell(waiter, sequence, told);
                 if !is_gone {
-                    // Its time may have come while it was held; the sweeper has passed it then.
-                    self.shared.due.look_again();
+                    // Its time may have come while it was held; the sweeper has passed it then. What is
+                    // damaged would only be met again.
+                    if !matches!(result, Err(StoreError::Damaged { .. })) {
+                        self.shared.due.look_again();
+                    }
                     let at = self.shared.timer.monotonic().saturating_add(pause);
                     self.out.retry_at(at, queue);
                 }
@@ -453,10 +503,11 @@ impl Owner {
             return;
         }
         let settings = self.shared.settings.get();
+        let has_room = self.shared.held.has_room();
         self.with(queue, &settings, |owned, effects| {
             owned
                 .queue
-                .enqueued(sequence, message, expires, now, effects);
+                .enqueued(sequence, message, expires, now, has_room, effects);
         });
     }
 
@@ -464,22 +515,33 @@ impl Owner {
         let mut progress = false;
         while let Poll::Ready(Some(loaded)) = self.loads.poll_next_unpin(cx) {
             progress = true;
-            let Loaded { queue, after, page } = loaded;
+            let Loaded {
+                queue,
+                after,
+                page,
+                reserved,
+            } = loaded;
             self.out.start_loads(&self.shared, &self.loads);
-            match page {
+            let error = match page {
                 Ok(page) => {
                     let owned = self.owned(&queue);
-                    owned.queue.loaded(after, page.messages, page.more);
+                    let through = page.messages.last().map_or(after, |last| last.sequence);
+                    owned.queue.loaded(after, page.messages, through, page.more);
+                    owned.settle_charge();
+                    drop(reserved);
+                    continue;
+                }
+                Err(error) => error,
+            };
+            match self.shared.behind_damaged_message(&queue.key, after, error) {
+                Ok(through) => {
+                    let owned = self.owned(&queue);
+                    owned.queue.loaded(after, Vec::new(), through, true);
                 }
                 Err(error) => {
-                    tracing::debug!(%error, "a queue cannot be read");
+                    self.shared.tell_unreadable(&queue.key, &error);
                     let owned = self.owned(&queue);
-                    for request in owned.queue.load_failed() {
-                        if let Some(reply) = owned.requests.remove(&request) {
-                            // Whoever asked may have gone away.
-                            let _ = reply.send(Err(error.clone()));
-                        }
-                    }
+                    owned.refuse(&error, Queue::load_failed);
                     let pause = owned.queue.pause_span();
                     let at = self.shared.timer.monotonic().saturating_add(pause);
                     self.out.retry_at(at, queue);
@@ -546,21 +608,35 @@ impl Owner {
             };
             owned.is_touched = false;
             let rules = rules(&owned.named.key, &settings.cloud_to_device);
+            let has_room = self.shared.held.has_room();
             let tokens = &mut self.out.tokens;
             let mut effects = std::mem::take(&mut self.effects);
-            owned
-                .queue
-                .dispatch(now, &rules, &mut || tokens.next(), &mut effects);
+            let is_held = self.hold.refusal().is_some();
+            if !is_held {
+                owned
+                    .queue
+                    .dispatch(now, &rules, has_room, &mut || tokens.next(), &mut effects);
+            }
             self.out
                 .carry_out(owned, &mut effects, &self.shared, &self.loads, &settings);
             self.effects = effects;
-            if owned.queue.rest() {
+            owned.tell_ends(is_held);
+            if owned.queue.is_starved() != (owned.starved != 0) {
+                if owned.starved == 0 {
+                    owned.starved = self.out.next_number();
+                    self.starved.insert(owned.starved, name.clone());
+                } else {
+                    self.starved.remove(&std::mem::take(&mut owned.starved));
+                }
+            }
+            let is_at_rest = owned.queue.rest();
+            owned.settle_charge();
+            if is_at_rest {
+                self.remembered.forget(owned.rest);
                 if owned.queue.is_empty() {
                     self.queues.remove(&name);
                 } else {
-                    self.rests += 1;
-                    owned.rest = self.rests;
-                    self.remembered.push_back((name, self.rests));
+                    owned.rest = self.remembered.note(name);
                     self.forget_oldest();
                 }
             }
@@ -574,16 +650,31 @@ impl Owner {
         true
     }
 
-    fn forget_oldest(&mut self) {
-        if self.remembered.len() <= REMEMBERED_MAX {
-            return;
+    /// Lets the queue go on that has waited for room for the longest, if there is room.
+    fn feed_starved(&mut self, cx: &Context<'_>) -> bool {
+        if self.starved.is_empty() || self.shared.held.poll_room(cx).is_pending() {
+            return false;
         }
-        if let Some((name, rest)) = self.remembered.pop_front()
+        if let Some((_, name)) = self.starved.pop_first()
             && let Some(owned) = self.queues.get_mut(&name)
-            && owned.rest == rest
-            && owned.queue.rest()
         {
-            self.queues.remove(&name);
+            owned.starved = 0;
+            if !std::mem::replace(&mut owned.is_touched, true) {
+                self.out.touched.push(name);
+            }
+        }
+        true
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some(name) = self.remembered.take_surplus()
+            && let Some(owned) = self.queues.get_mut(&name)
+        {
+            owned.rest = 0;
+            // One that has been wanted since stays as long as it is.
+            if owned.queue.rest() {
+                self.queues.remove(&name);
+            }
         }
     }
 
@@ -600,24 +691,22 @@ impl Owner {
         true
     }
 
+    /// Submits each operation of a refused batch alone: what is damaged in one queue is no reason to
+    /// refuse the others'. A message may be overtaken by later ones of its sender then.
+    fn submit_singly(&mut self, pending: Vec<Pending>) {
+        let settings = self.shared.settings.get();
+        for pending in pending {
+            let operation = pending.operation(&self.shared, &settings);
+            self.batches.push_back(Batch {
+                answer: self.shared.queues.apply(vec![operation]),
+                pending: vec![pending],
+            });
+        }
+    }
+
     /// The queue, which is to be looked at before this round ends.
     fn owned(&mut self, named: &Arc<Named>) -> &mut Owned {
-        let owned = self
-            .queues
-            .entry(named.name.clone())
-            .or_insert_with(|| Owned {
-                named: Arc::clone(named),
-                queue: Queue::new(),
-                inboxes: Vec::new(),
-                requests: HashMap::new(),
-                settlements: HashMap::new(),
-                is_touched: false,
-                rest: 0,
-            });
-        if !std::mem::replace(&mut owned.is_touched, true) {
-            self.out.touched.push(named.name.clone());
-        }
-        owned
+        look_up(&mut self.queues, &mut self.out, &self.shared, named)
     }
 
     /// Does something with a queue and carries out what it comes to.
@@ -627,11 +716,9 @@ impl Owner {
         settings: &HubSettings,
         work: impl FnOnce(&mut Owned, &mut Vec<Effect>),
     ) {
-        self.owned(named);
-        let Some(owned) = self.queues.get_mut(&named.name) else {
-            return;
-        };
+        let owned = look_up(&mut self.queues, &mut self.out, &self.shared, named);
         work(owned, &mut self.effects);
+        owned.settle_charge();
         self.out.carry_out(
             owned,
             &mut self.effects,
@@ -640,6 +727,32 @@ impl Owner {
             settings,
         );
     }
+}
+
+/// The queue, which is to be looked at before this round ends. Apart from the owner, so that its
+/// other parts can be used beside the queue.
+fn look_up<'a>(
+    queues: &'a mut Queues,
+    out: &mut Outbox,
+    shared: &Arc<Shared>,
+    named: &Arc<Named>,
+) -> &'a mut Owned {
+    let owned = queues.entry(named.name.clone()).or_insert_with(|| Owned {
+        named: Arc::clone(named),
+        queue: Queue::new(),
+        charge: Charge::new(&shared.held, 0),
+        starved: 0,
+        inboxes: Vec::new(),
+        asking: Vec::new(),
+        requests: HashMap::new(),
+        settlements: HashMap::new(),
+        is_touched: false,
+        rest: 0,
+    });
+    if !std::mem::replace(&mut owned.is_touched, true) {
+        out.touched.push(named.name.clone());
+    }
+    owned
 }
 
 /// What the settings say of a queue.
@@ -657,3 +770,6 @@ fn rules(key: &QueueKey, settings: &CloudToDeviceSettings) -> Rules {
         counts_every_lock: settings.delivery_count_mode == DeliveryCountMode::EveryLock,
     }
 }
+
+#[cfg(test)]
+mod tests;

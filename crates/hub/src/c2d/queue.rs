@@ -5,8 +5,9 @@
 //! once, and comes back by being read again when the store did not carry that out.
 
 mod effect;
+mod entries;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +16,8 @@ use fieldpost_store::queues::QueuedMessage;
 
 use super::outcome::{Attempt, AttemptEnd, AttemptReceiver, Attempts, Cause};
 use super::receiver::{Delivery, LockToken, Settlement};
+
+use entries::{Entries, Held, Holder};
 
 pub(super) use effect::{Effect, Live, Now, ReceiverId, RequestId, Rules, Settled, Waiter};
 
@@ -32,10 +35,7 @@ const LOW: usize = 16;
 /// One queue.
 #[derive(Debug)]
 pub(super) struct Queue {
-    entries: BTreeMap<u64, Entry>,
-    /// Those of `entries` that nobody holds, and bytes of their messages.
-    ready: BTreeSet<u64>,
-    ready_bytes: usize,
+    entries: Entries,
     /// On their way out of the store.
     settling: BTreeSet<u64>,
     /// Deliveries that have ended, of messages that are still there.
@@ -55,6 +55,8 @@ pub(super) struct Queue {
     missed: bool,
     /// What went from the store during the read in progress, which may show it all the same.
     gone: BTreeSet<u64>,
+    /// Somebody wants more than there is room for in memory; it goes on when there is some.
+    is_starved: bool,
     /// The store failed; it is not read before [`Queue::retry`].
     is_paused: bool,
     /// Pauses in a row.
@@ -63,28 +65,6 @@ pub(super) struct Queue {
     is_void: bool,
     /// Counts on their way to the store.
     counting: u32,
-}
-
-#[derive(Debug)]
-struct Entry {
-    message: Bytes,
-    expires: Timestamp,
-    delivery_count: u32,
-    held: Option<Held>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Held {
-    by: Holder,
-    lock: LockToken,
-    since: Timestamp,
-    ends: Option<Duration>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Holder {
-    Receiver(ReceiverId),
-    Request,
 }
 
 #[derive(Debug)]
@@ -108,9 +88,7 @@ impl Queue {
     /// A queue of which nothing is known yet.
     pub(super) fn new() -> Self {
         Self {
-            entries: BTreeMap::new(),
-            ready: BTreeSet::new(),
-            ready_bytes: 0,
+            entries: Entries::default(),
             settling: BTreeSet::new(),
             past: HashMap::new(),
             receivers: Vec::new(),
@@ -122,6 +100,7 @@ impl Queue {
             is_loading: false,
             missed: false,
             gone: BTreeSet::new(),
+            is_starved: false,
             is_paused: false,
             failures: 0,
             is_void: false,
@@ -172,9 +151,7 @@ impl Queue {
         out: &mut Vec<Effect>,
     ) {
         let by = Holder::Receiver(id);
-        let held = self.entries.iter().filter_map(|(sequence, entry)| {
-            entry.held.filter(|held| held.by == by).map(|_| *sequence)
-        });
+        let held = self.entries.held_by(|held| held.by == by);
         for sequence in held.collect::<Vec<_>>() {
             self.release(
                 sequence,
@@ -201,18 +178,30 @@ impl Queue {
         }
     }
 
+    /// Whether a receiver has been offered all that there is, as far as its window goes and the
+    /// store can be read at present.
+    pub(super) fn is_exhausted(&self, id: ReceiverId) -> bool {
+        let may_read = !self.is_paused && !self.is_starved;
+        let more_to_come = (self.has_more || self.is_loading) && may_read;
+        let mut receivers = self.receivers.iter();
+        let has_room = receivers.any(|r| r.id == id && r.holds < r.window);
+        !(has_room && more_to_come)
+    }
+
     /// Asks for one message, to be held for `lock`.
     pub(super) fn request(&mut self, id: RequestId, lock: Duration) {
         self.requests.push_back(Request { id, lock });
     }
 
-    /// A message is in the store, behind all others.
+    /// A message is in the store, behind all others. `has_room` says whether more than one may be in
+    /// memory.
     pub(super) fn enqueued(
         &mut self,
         sequence: u64,
         message: Bytes,
         expires: Timestamp,
         now: Now,
+        has_room: bool,
         out: &mut Vec<Effect>,
     ) {
         if expires <= now.wall {
@@ -239,12 +228,17 @@ impl Queue {
             return;
         }
         let is_unwanted = self.receivers.is_empty() && self.requests.is_empty();
-        if is_unwanted || self.ready.len() >= READ_AHEAD || self.ready_bytes >= READ_AHEAD_BYTES {
+        let is_enough = if has_room {
+            self.entries.has_ready(READ_AHEAD, READ_AHEAD_BYTES)
+        } else {
+            !self.entries.is_empty()
+        };
+        if is_unwanted || is_enough {
             self.has_more = true;
             return;
         }
         self.read_through = sequence;
-        self.insert(QueuedMessage {
+        self.entries.insert(QueuedMessage {
             sequence,
             expires,
             delivery_count: 0,
@@ -259,6 +253,11 @@ impl Queue {
         self.pause();
         self.is_void = false;
         self.gone.clear();
+        self.take_requests()
+    }
+
+    /// Forgets the requests that wait; whoever asked has to be told.
+    pub(super) fn take_requests(&mut self) -> Vec<RequestId> {
         self.requests.drain(..).map(|request| request.id).collect()
     }
 
@@ -267,20 +266,26 @@ impl Queue {
         self.is_paused = false;
     }
 
-    /// The answer to [`Effect::Load`]: messages, and whether there are more.
-    pub(super) fn loaded(&mut self, after: u64, messages: Vec<QueuedMessage>, more: bool) {
+    /// The answer to [`Effect::Load`]: messages, up to which number they were read, and whether there
+    /// are more.
+    pub(super) fn loaded(
+        &mut self,
+        after: u64,
+        messages: Vec<QueuedMessage>,
+        through: u64,
+        more: bool,
+    ) {
         self.is_loading = false;
         let gone = std::mem::take(&mut self.gone);
         if std::mem::take(&mut self.is_void) {
             return;
         }
-        let through = messages.last().map_or(after, |message| message.sequence);
         for message in messages {
-            let known = self.entries.contains_key(&message.sequence)
+            let known = self.entries.get(message.sequence).is_some()
                 || self.settling.contains(&message.sequence)
                 || gone.contains(&message.sequence);
             if !known {
-                self.insert(message);
+                self.entries.insert(message);
             }
         }
         // Unless something in front of it came back meanwhile.
@@ -290,11 +295,13 @@ impl Queue {
         self.has_more = more || std::mem::take(&mut self.missed);
     }
 
-    /// Delivers what can be delivered, and asks for more where there is none.
+    /// Delivers what can be delivered, and asks for more where there is none. Without `has_room` it
+    /// does so only when nobody holds anything, so that there is one message in memory at a time.
     pub(super) fn dispatch(
         &mut self,
         now: Now,
         rules: &Rules,
+        has_room: bool,
         tokens: &mut dyn FnMut() -> LockToken,
         out: &mut Vec<Effect>,
     ) {
@@ -310,7 +317,7 @@ impl Queue {
                         delivery: Some(delivery),
                     });
                 }
-            } else if self.has_more || self.is_loading {
+            } else if self.is_loading || self.has_more && self.may_grow(has_room) {
                 break;
             } else {
                 self.requests.pop_front();
@@ -332,7 +339,9 @@ impl Queue {
         let is_wanted =
             !self.requests.is_empty() || self.receivers.iter().any(|r| r.holds < r.window);
         let may_read = !self.is_loading && !self.is_paused;
-        if is_wanted && self.has_more && may_read && self.is_low() {
+        let is_short = is_wanted && self.has_more && may_read && self.is_low();
+        self.is_starved = is_short && !self.may_grow(has_room);
+        if is_short && !self.is_starved {
             self.is_loading = true;
             self.missed = false;
             out.push(Effect::Load {
@@ -360,14 +369,14 @@ impl Queue {
         let mut tag = None;
         let mut chosen = None;
         while let Some((sequence, again)) = receiver.again.front().copied() {
-            let is_ready = self.ready.contains(&sequence);
+            let is_ready = self.entries.is_ready(sequence);
             let is_to_be_read = sequence > self.read_through && is_to_come;
             if !is_ready && is_to_be_read {
                 // Whatever came after it must wait.
                 return false;
             }
             receiver.again.pop_front();
-            let expires = self.entries.get(&sequence).map(|entry| entry.expires);
+            let expires = self.entries.get(sequence).map(|entry| entry.expires);
             if is_ready && expires.is_some_and(|expires| expires > now.wall) {
                 (chosen, tag) = (Some(sequence), Some(again));
                 break;
@@ -398,8 +407,7 @@ impl Queue {
     /// The first message that nobody holds. Those whose time is over leave the queue on the way.
     fn first_ready(&mut self, now: Now, out: &mut Vec<Effect>) -> Option<u64> {
         loop {
-            let sequence = *self.ready.first()?;
-            let entry = self.entries.get(&sequence)?;
+            let (sequence, entry) = self.entries.first_ready()?;
             if entry.expires > now.wall {
                 return Some(sequence);
             }
@@ -416,12 +424,12 @@ impl Queue {
         lock: LockToken,
         out: &mut Vec<Effect>,
     ) -> Option<Delivery> {
-        self.unready(sequence);
-        let entry = self.entries.get_mut(&sequence)?;
+        self.entries.unready(sequence);
+        let entry = self.entries.get_mut(sequence)?;
         entry.held = Some(Held {
             by,
             lock,
-            since: now.wall,
+            since: now.stamp,
             ends,
         });
         if let Some(ends) = ends {
@@ -451,7 +459,7 @@ impl Queue {
         rules: &Rules,
         out: &mut Vec<Effect>,
     ) {
-        let held = self.entries.get(&sequence).and_then(|entry| entry.held);
+        let held = self.entries.held(sequence);
         if held.is_none_or(|held| held.lock != lock) {
             out.push(Effect::Lost { waiter, sequence });
             return;
@@ -470,14 +478,8 @@ impl Queue {
 
     /// The message that a request holds under `lock`.
     pub(super) fn held_by_request(&self, lock: LockToken) -> Option<u64> {
-        let mut entries = self.entries.iter();
-        entries
-            .find(|(_, entry)| {
-                entry
-                    .held
-                    .is_some_and(|held| held.by == Holder::Request && held.lock == lock)
-            })
-            .map(|(sequence, _)| *sequence)
+        let by_request = |held: &Held| held.by == Holder::Request && held.lock == lock;
+        self.entries.held_by(by_request).next()
     }
 
     /// A lock ends by itself, unless it ended before.
@@ -489,7 +491,7 @@ impl Queue {
         rules: &Rules,
         out: &mut Vec<Effect>,
     ) {
-        let held = self.entries.get(&sequence).and_then(|entry| entry.held);
+        let held = self.entries.held(sequence);
         if held.is_some_and(|held| held.lock == lock) {
             self.release(
                 sequence,
@@ -510,7 +512,7 @@ impl Queue {
         now: Now,
         out: &mut Vec<Effect>,
     ) {
-        let held = self.entries.get(&sequence).and_then(|entry| entry.held);
+        let held = self.entries.held(sequence);
         if held.is_none_or(|held| held.lock != lock) {
             return;
         }
@@ -530,7 +532,7 @@ impl Queue {
         if self.settling.contains(&sequence) {
             return false;
         }
-        match self.entries.get(&sequence) {
+        match self.entries.get(sequence) {
             Some(entry) if entry.held.is_some() => false,
             Some(_) => {
                 self.leave(sequence, cause, Waiter::Nobody, out);
@@ -613,7 +615,7 @@ impl Queue {
             && self.settling.is_empty()
             && self.counting == 0
             && !self.is_loading
-            && self.ready.len() == self.entries.len();
+            && !self.entries.is_any_held();
         if is_idle {
             self.forget();
         }
@@ -627,7 +629,7 @@ impl Queue {
 
     /// What is known of a message.
     pub(super) fn live(&self, sequence: u64) -> Live {
-        let entry = self.entries.get(&sequence);
+        let entry = self.entries.get(sequence);
         let held = entry.and_then(|entry| entry.held);
         Live {
             locked: held.map(|held| held.ends),
@@ -636,47 +638,30 @@ impl Queue {
         }
     }
 
+    /// Whether somebody wants more than there is room for in memory: it is to be dispatched again when
+    /// there is room.
+    pub(super) fn is_starved(&self) -> bool {
+        self.is_starved
+    }
+
+    /// Bytes of the messages that are in memory.
+    pub(super) fn bytes(&self) -> usize {
+        self.entries.bytes()
+    }
+
+    fn may_grow(&self, has_room: bool) -> bool {
+        has_room || !self.entries.is_any_held()
+    }
+
     fn forget(&mut self) {
         self.entries.clear();
-        self.ready.clear();
-        self.ready_bytes = 0;
         self.read_through = 0;
         self.has_more = true;
     }
 
     /// Whether there is little to deliver.
     fn is_low(&self) -> bool {
-        self.ready.len() < LOW && self.ready_bytes < READ_AHEAD_BYTES
-    }
-
-    fn ready(&mut self, sequence: u64) {
-        if let Some(entry) = self.entries.get(&sequence)
-            && self.ready.insert(sequence)
-        {
-            self.ready_bytes += entry.message.len();
-        }
-    }
-
-    fn unready(&mut self, sequence: u64) {
-        if let Some(entry) = self.entries.get(&sequence)
-            && self.ready.remove(&sequence)
-        {
-            self.ready_bytes = self.ready_bytes.saturating_sub(entry.message.len());
-        }
-    }
-
-    fn insert(&mut self, message: QueuedMessage) {
-        let sequence = message.sequence;
-        self.entries.insert(
-            sequence,
-            Entry {
-                message: message.message,
-                expires: message.expires,
-                delivery_count: message.delivery_count,
-                held: None,
-            },
-        );
-        self.ready(sequence);
+        !self.entries.has_ready(LOW, READ_AHEAD_BYTES)
     }
 
     /// A delivery ends and the message stays, unless it was the last one that it gets.
@@ -690,7 +675,7 @@ impl Queue {
         out: &mut Vec<Effect>,
     ) {
         self.note(sequence, end, out);
-        let Some(entry) = self.entries.get_mut(&sequence) else {
+        let Some(entry) = self.entries.get_mut(sequence) else {
             return;
         };
         let counts = match end {
@@ -716,13 +701,13 @@ impl Queue {
 
     /// A message that nobody holds any more waits again, unless its time is over. Whether it does.
     fn wait(&mut self, sequence: u64, now: Now, waiter: Waiter, out: &mut Vec<Effect>) -> bool {
-        let expires = self.entries.get(&sequence).map(|entry| entry.expires);
+        let expires = self.entries.get(sequence).map(|entry| entry.expires);
         if expires.is_none_or(|expires| expires <= now.wall) {
             // The sweeper has passed it.
             self.leave(sequence, Cause::Expired, waiter, out);
             return false;
         }
-        self.ready(sequence);
+        self.entries.ready(sequence);
         true
     }
 
@@ -743,7 +728,7 @@ impl Queue {
         sequence: u64,
         out: &mut Vec<Effect>,
     ) -> Option<(Held, AttemptReceiver)> {
-        let held = self.entries.get_mut(&sequence)?.held.take()?;
+        let held = self.entries.get_mut(sequence)?.held.take()?;
         if let Some(ends) = held.ends {
             let lock = held.lock;
             out.push(Effect::Unlock { ends, lock });
@@ -764,8 +749,7 @@ impl Queue {
     }
 
     fn leave(&mut self, sequence: u64, cause: Cause, waiter: Waiter, out: &mut Vec<Effect>) {
-        self.unready(sequence);
-        let Some(entry) = self.entries.remove(&sequence) else {
+        let Some(entry) = self.entries.remove(sequence) else {
             return;
         };
         self.settling.insert(sequence);

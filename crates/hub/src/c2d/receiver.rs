@@ -76,6 +76,9 @@ pub struct Receiver {
     /// The lock of each delivery that was taken and not settled.
     held: HashMap<u64, LockToken>,
     window: u32,
+    epoch: u64,
+    /// How often the end was asked for.
+    asked: u64,
     is_detached: bool,
 }
 
@@ -93,6 +96,8 @@ struct InboxState {
     expected: Vec<u16>,
     deliveries: VecDeque<Delivery>,
     settled: VecDeque<(u64, Result<(), SettleError>)>,
+    /// The last question for the end that was answered.
+    ended: u64,
 }
 
 impl Inbox {
@@ -105,8 +110,22 @@ impl Inbox {
         self.news.wake();
     }
 
+    pub(super) fn take_expected(&self) -> Vec<u16> {
+        std::mem::take(&mut self.lock().expected)
+    }
+
+    /// What was delivered and not taken.
+    pub(super) fn take_back(&self) -> VecDeque<Delivery> {
+        std::mem::take(&mut self.lock().deliveries)
+    }
+
     pub(super) fn tell(&self, sequence: u64, settled: Result<(), SettleError>) {
         self.lock().settled.push_back((sequence, settled));
+        self.news.wake();
+    }
+
+    pub(super) fn end(&self, asked: u64) {
+        self.lock().ended = asked;
         self.news.wake();
     }
 
@@ -155,6 +174,8 @@ impl Receiver {
             inbox,
             held: HashMap::new(),
             window: 0,
+            epoch,
+            asked: 0,
             is_detached: false,
         }
     }
@@ -172,12 +193,6 @@ impl Receiver {
             id,
             window: usize::try_from(messages).unwrap_or(usize::MAX),
         });
-        if messages == 0 {
-            let deliveries = std::mem::take(&mut self.inbox.lock().deliveries);
-            for delivery in deliveries {
-                self.give_back(&delivery);
-            }
-        }
     }
 
     /// The next delivery. None comes while the window is 0.
@@ -189,18 +204,47 @@ impl Receiver {
             };
             // It was on its way when the window was closed, or lay here until its time was over.
             if self.window == 0 || self.is_over(&delivery) {
-                self.give_back(&delivery);
+                self.return_unseen(&delivery);
                 continue;
             }
             self.held.insert(delivery.sequence, delivery.lock);
+            self.inner
+                .note_sent(&self.queue, Some(self.epoch), &delivery);
             return Poll::Ready(delivery);
         }
+    }
+
+    /// Asks whether there is anything more; [`Receiver::poll_end`] tells.
+    pub fn ask_end(&mut self) {
+        self.asked += 1;
+        let number = self.asked;
+        self.command(|queue, id| Command::AskEnd { queue, id, number });
+    }
+
+    /// Ready when, since the end was last asked for, everything that waits in the queue has been taken
+    /// from here, or as much as the window allows. A queue that cannot be read at present counts as
+    /// empty.
+    pub fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let asked = self.asked;
+        self.inbox.poll(cx, |state| {
+            (state.ended == asked && state.deliveries.is_empty()).then_some(())
+        })
+    }
+
+    /// Gives a delivery back, as though it had never been taken: uncounted, and without an attempt
+    /// to be seen in its trace.
+    pub fn give_back(&mut self, delivery: &Delivery) {
+        self.held.remove(&delivery.sequence);
+        if let Some(probe) = &self.inner.probe {
+            probe.unnote(delivery.lock);
+        }
+        self.return_unseen(delivery);
     }
 
     /// The tags under which deliveries may come again; once, and complete as soon as the first
     /// delivery has come.
     pub fn take_expected(&mut self) -> Vec<u16> {
-        std::mem::take(&mut self.inbox.lock().expected)
+        self.inbox.take_expected()
     }
 
     /// Settles a delivery, without waiting. False when this receiver does not hold it.
@@ -248,7 +292,7 @@ impl Receiver {
         delivery.expires <= self.inner.timer.now() && delivery.expires <= self.inner.now().wall
     }
 
-    fn give_back(&self, delivery: &Delivery) {
+    fn return_unseen(&self, delivery: &Delivery) {
         let (sequence, lock) = (delivery.sequence, delivery.lock);
         self.command(|queue, _| Command::GiveBack {
             queue,

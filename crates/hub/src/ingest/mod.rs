@@ -22,6 +22,7 @@ pub use sender::Sender;
 
 use crate::auth::DevicePrincipal;
 use crate::clock::Timer;
+use crate::probe::Probe;
 use budget::{Budget, Turn};
 use warden::Orphan;
 
@@ -52,6 +53,8 @@ struct Warden {
 struct Inner {
     log: Arc<dyn EventLog>,
     timer: Arc<dyn Timer>,
+    /// Of a hub in test mode.
+    probe: Option<Arc<Probe>>,
     budget: Budget,
     /// The position of the current level in [`LEVELS`].
     level: AtomicU8,
@@ -109,11 +112,17 @@ pub enum IngestError {
 
 impl Ingest {
     /// Starts accepting; `in_flight_bytes` is the byte budget.
-    pub(crate) fn start(store: &Store, timer: Arc<dyn Timer>, in_flight_bytes: usize) -> Self {
+    pub(crate) fn start(
+        store: &Store,
+        timer: Arc<dyn Timer>,
+        in_flight_bytes: usize,
+        probe: Option<Arc<Probe>>,
+    ) -> Self {
         let (orphans, orphan_queue) = mpsc::unbounded_channel();
         let inner = Arc::new(Inner {
             log: Arc::clone(&store.log),
             timer,
+            probe,
             budget: Budget::new(in_flight_bytes),
             level: AtomicU8::new(0),
             held: Mutex::default(),

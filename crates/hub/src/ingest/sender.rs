@@ -229,6 +229,9 @@ impl Sender {
     /// # Errors
     /// When no further batch will become durable. None of those in flight may be acknowledged.
     pub fn poll_durable(&mut self, cx: &mut Context<'_>) -> Poll<Result<u64, IngestError>> {
+        if let Some(probe) = &self.ingest.probe {
+            ready!(probe.poll_released(&self.identity, cx));
+        }
         if !self.refused.is_empty()
             && let Err(error) = self.try_again(cx)
         {

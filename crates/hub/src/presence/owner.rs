@@ -1,6 +1,6 @@
 //! The task that owns a share of the live state.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::task::Poll;
@@ -67,7 +67,8 @@ pub(super) struct Owner {
     departures: mpsc::UnboundedReceiver<Departure>,
     timer: Arc<dyn Timer>,
     connected: Arc<AtomicU64>,
-    shards: HashMap<usize, Shard>,
+    /// In an order that a simulation can repeat.
+    shards: BTreeMap<usize, Shard>,
 }
 
 impl Drop for Owner {
@@ -99,7 +100,7 @@ impl Owner {
             departures,
             timer,
             connected,
-            shards: HashMap::new(),
+            shards: BTreeMap::new(),
         }
     }
 

@@ -21,8 +21,9 @@ use fieldpost_store::queues::{
     DeviceQueues, DuePage, DuePosition, Lane, LaneFigures, ListDue, ListOutcomes, ListQueue,
     Operation, OperationResult, Outcome, QueueName, QueuePage,
 };
-use fieldpost_store::{Answer, Store, StoreError};
+use fieldpost_store::{Answer, Health, Store, StoreError};
 use serde_json::Value;
+use tokio::sync::watch;
 
 use crate::bench::{Bench, context, identity, settle};
 
@@ -215,6 +216,10 @@ impl DeviceQueues for DyingQueues {
         self.inner.lane(lane)
     }
 
+    fn health(&self) -> watch::Receiver<Health> {
+        self.inner.health()
+    }
+
     fn close(&self) -> Answer<()> {
         self.inner.close()
     }
@@ -305,6 +310,10 @@ impl DeviceQueues for FullQueues {
 
     fn lane(&self, lane: Lane) -> LaneFigures {
         self.inner.lane(lane)
+    }
+
+    fn health(&self) -> watch::Receiver<Health> {
+        self.inner.health()
     }
 
     fn close(&self) -> Answer<()> {

@@ -1,3 +1,4 @@
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -5,11 +6,12 @@ use fieldpost_hub::c2d::{Cause, SendRefused, SettleError, Settlement};
 use fieldpost_hub::clock::Clock as _;
 
 use fieldpost_model::Ack;
-use fieldpost_store::StoreError;
+use fieldpost_store::{Health, HealthLevel, StoreError};
 
 use crate::bench::{Bench, context, identity, settle};
 use crate::commands::{count, dead, ids, is_lost, message_id, next, seconds, send_many, taken};
 use crate::commands::{send, stop, take};
+use crate::watched::WatchedQueues;
 
 #[tokio::test]
 async fn an_expired_message_is_never_delivered() {
@@ -181,7 +183,134 @@ async fn a_request_that_nobody_waits_for_any_more_takes_nothing() {
 }
 
 #[tokio::test]
-async fn a_store_that_fails_acknowledges_nothing_and_is_not_asked_in_circles() {
+async fn a_store_that_takes_no_completion_is_not_asked_in_circles() {
+    let bench = Bench::start().await;
+    let device = bench.principal("dev1").await;
+    let stopped = stop(bench).await;
+    let watched = Arc::new(WatchedQueues::new(&stopped.memory.queues));
+    let hub = &stopped.start(Arc::clone(&watched) as _).await;
+    send_many(hub, "dev1", &["a"]).await;
+    let mut receiver = hub.c2d().receiver(&device, 1);
+    receiver.set_window(1);
+    watched.refuse_settlements();
+    // A device that completes whatever comes, at once.
+    let mut deliveries = 0;
+    for _ in 0..40 {
+        for delivery in taken(&mut receiver).await {
+            deliveries += 1;
+            receiver.settle_and_tell(delivery.sequence, Settlement::Complete);
+        }
+        stopped.clock.advance(Duration::from_millis(250));
+    }
+    // In ten seconds: at once, after one, two more and four more.
+    assert_eq!(deliveries, 4);
+    assert_eq!(count(hub, &device).await, 1);
+}
+
+#[tokio::test]
+async fn nothing_is_delivered_while_the_store_takes_no_completions() {
+    let bench = Bench::start().await;
+    let hub = &bench.hub;
+    let device = bench.principal("dev1").await;
+    send_many(hub, "dev1", &["a", "b", "c"]).await;
+    let mut receiver = hub.c2d().receiver(&device, 1);
+    receiver.set_window(1);
+    assert_eq!(ids(&taken(&mut receiver).await), ["a"]);
+    let set = |level| {
+        bench.memory.log.set_health(Health {
+            level,
+            reason: None,
+        });
+    };
+    for (level, is_refused) in [
+        (HealthLevel::HoldAll, is_full as fn(&StoreError) -> bool),
+        (HealthLevel::ReadOnly, is_read_only),
+    ] {
+        set(level);
+        settle().await;
+        receiver.set_window(2);
+        assert_eq!(taken(&mut receiver).await, [], "{level:?}");
+        let mut other = hub.c2d().receiver(&device, 2);
+        other.set_window(5);
+        // Whoever asks is told that there is nothing, or why.
+        other.ask_end();
+        settle().await;
+        assert!(other.poll_end(&mut context()).is_ready(), "{level:?}");
+        assert_eq!(taken(&mut other).await, [], "{level:?}");
+        let refused = hub.c2d().receive_one(&device, None).await.unwrap_err();
+        assert!(is_refused(&refused), "{refused:?}");
+        // What is in flight stays with its holder.
+        assert_eq!(receiver.holds(), 1);
+        bench.clock.advance(seconds(60));
+        assert_eq!(taken(&mut other).await, [], "{level:?}");
+        drop(other);
+        receiver.set_window(1);
+    }
+    // Small changes go on at the first mark, and so do deliveries.
+    set(HealthLevel::HoldMessages);
+    settle().await;
+    assert_eq!(message_id(&next(hub, &device).await.unwrap()), "b");
+    set(HealthLevel::Ok);
+    receiver.set_window(2);
+    assert_eq!(ids(&taken(&mut receiver).await), ["c"]);
+}
+
+fn is_full(error: &StoreError) -> bool {
+    matches!(error, StoreError::Full)
+}
+
+fn is_read_only(error: &StoreError) -> bool {
+    matches!(error, StoreError::ReadOnly { .. })
+}
+
+#[tokio::test]
+async fn a_request_that_waits_is_told_when_deliveries_are_held() {
+    let bench = Bench::start().await;
+    let device = bench.principal("dev1").await;
+    send_many(&bench.hub, "dev1", &["a"]).await;
+    let stopped = stop(bench).await;
+    let watched = Arc::new(WatchedQueues::new(&stopped.memory.queues));
+    let hub = &stopped.start(Arc::clone(&watched) as _).await;
+    watched.hold_lists();
+    let mut request = Box::pin(hub.c2d().receive_one(&device, None));
+    assert!(request.as_mut().poll(&mut context()).is_pending());
+    settle().await;
+    assert_eq!(watched.lists_held(), 1);
+    stopped.memory.log.set_health(Health {
+        level: HealthLevel::HoldAll,
+        reason: None,
+    });
+    assert!(is_full(&request.await.unwrap_err()));
+    // It took nothing with it.
+    watched.release_list();
+    stopped.memory.log.set_health(Health::OK);
+    let mut receiver = hub.c2d().receiver(&device, 1);
+    receiver.set_window(1);
+    assert_eq!(ids(&taken(&mut receiver).await), ["a"]);
+}
+
+#[tokio::test]
+async fn an_owner_that_fails_is_told_of_and_everybody_who_waits_is_answered() {
+    let bench = Bench::start().await;
+    let hub = &bench.hub;
+    let device = bench.principal("dev1").await;
+    send_many(hub, "dev1", &["a"]).await;
+    let failed = hub.failed();
+    assert_eq!(*failed.borrow(), None);
+    bench.memory.queues.panic_next();
+    let received = hub.c2d().receive_one(&device, None).await;
+    assert!(matches!(received, Err(StoreError::Closed)), "{received:?}");
+    let reason = failed.borrow().clone().unwrap();
+    assert_eq!(&*reason, "an owner of queues failed");
+    // It can be closed, and what was acknowledged is there for the next hub.
+    hub.close().await;
+    let hub = bench.reopen(|_| {}).await.unwrap();
+    assert_eq!(*hub.failed().borrow(), None);
+    assert_eq!(count(&hub, &device).await, 1);
+}
+
+#[tokio::test]
+async fn a_store_that_fails_acknowledges_nothing() {
     let bench = Bench::start().await;
     let hub = &bench.hub;
     let device = bench.principal("dev1").await;
@@ -191,22 +320,13 @@ async fn a_store_that_fails_acknowledges_nothing_and_is_not_asked_in_circles() {
     let delivery = taken(&mut receiver).await;
     bench.memory.queues.fail_next();
     receiver.settle_and_tell(delivery[0].sequence, Settlement::Complete);
-    // A device that completes whatever comes, at once.
-    let mut deliveries = 0;
-    for _ in 0..40 {
-        for delivery in taken(&mut receiver).await {
-            deliveries += 1;
-            receiver.settle_and_tell(delivery.sequence, Settlement::Complete);
-        }
-        bench.clock.advance(Duration::from_millis(250));
-    }
+    bench.clock.advance(seconds(20));
+    assert_eq!(taken(&mut receiver).await, []);
     let Poll::Ready((_, Err(SettleError::Store(StoreError::ReadOnly { .. })))) =
         receiver.poll_settled(&mut context())
     else {
         panic!("the store did not take it");
     };
-    // In ten seconds: after one, two more and four more.
-    assert_eq!(deliveries, 3);
     let refused = send(hub, "dev1", "b", Ack::None).await;
     let expected = matches!(
         refused,

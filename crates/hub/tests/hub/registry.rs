@@ -368,7 +368,8 @@ async fn keys_are_not_to_be_found_in_the_store() {
             }
         }
     }
-    assert_eq!(documents, 1 + 5 + 1);
+    // The device, the policies, the settings, and what time it was.
+    assert_eq!(documents, 1 + 5 + 1 + 1);
 }
 
 #[tokio::test]

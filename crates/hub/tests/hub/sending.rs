@@ -1,13 +1,13 @@
 use std::collections::BTreeMap;
 use std::task::Poll;
 
-use fieldpost_hub::c2d::{SendRefused, Settlement, Target};
+use fieldpost_hub::c2d::{Admission, SendRefused, Settlement, Target};
 use fieldpost_hub::clock::Clock as _;
 use fieldpost_hub::identity::{DeviceSpec, DeviceStatus};
 use fieldpost_hub::settings::HubSettings;
 use fieldpost_model::{Ack, CloudMessage, Timestamp};
 use fieldpost_record::CommandView;
-use fieldpost_store::{Health, HealthLevel};
+use fieldpost_store::{Health, HealthLevel, StoreError};
 
 use crate::bench::{Bench, context, id, identity, principal_of, settle};
 use crate::commands::{count, ids, message_id, next, seconds, send_many, taken};
@@ -307,18 +307,33 @@ async fn a_store_without_room_refuses_messages_and_serves_devices() {
     let hub = &bench.hub;
     let device = bench.principal("dev1").await;
     send_many(hub, "dev1", &["a"]).await;
-    assert!(!hub.c2d().is_held());
-    bench.memory.log.set_health(Health {
-        level: HealthLevel::HoldMessages,
-        reason: None,
-    });
-    assert!(hub.c2d().is_held());
-    let refused = send(hub, "dev1", "b", Ack::None).await;
-    assert!(matches!(refused, Err(SendRefused::NoRoom)), "{refused:?}");
+    let set = |level| {
+        let reason = Some("a test".into());
+        bench.memory.log.set_health(Health { level, reason });
+    };
+    assert_eq!(hub.c2d().admission(), Admission::Open);
+    for level in [HealthLevel::HoldMessages, HealthLevel::HoldAll] {
+        set(level);
+        assert_eq!(hub.c2d().admission(), Admission::Held);
+        let refused = send(hub, "dev1", "b", Ack::None).await;
+        assert!(matches!(refused, Err(SendRefused::NoRoom)), "{refused:?}");
+    }
+    set(HealthLevel::HoldMessages);
     take(hub, &device, Settlement::Complete).await;
     bench.memory.log.set_health(Health::OK);
+    // What holds the event log alone back is nothing to the queues.
+    bench.memory.log.hold(true);
+    assert_eq!(hub.health().borrow().level, HealthLevel::HoldMessages);
+    assert_eq!(hub.c2d().admission(), Admission::Open);
     send_many(hub, "dev1", &["b"]).await;
-    assert!(!hub.c2d().is_held());
+    set(HealthLevel::ReadOnly);
+    assert_eq!(hub.c2d().admission(), Admission::ReadOnly);
+    let refused = send(hub, "dev1", "c", Ack::None).await;
+    let is_clear = matches!(
+        refused,
+        Err(SendRefused::Store(StoreError::ReadOnly { .. }))
+    );
+    assert!(is_clear, "{refused:?}");
 }
 
 /// Devices and messages in numbers: everything that was accepted is delivered once, in order.

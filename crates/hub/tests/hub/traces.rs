@@ -115,11 +115,22 @@ async fn it_shows_whether_the_sender_is_told_yet() {
     let at = Some(bench.clock.now());
     assert_eq!(state("second").await, FeedbackState::Sent { at });
 
-    // A hub that has started since knows that it was sent, and not when.
+    send(hub, "dev1", "purged", Ack::Full).await.unwrap();
+    let purged = bench.clock.now();
+    let id = &device.identity.device;
+    assert_eq!(hub.c2d().purge(id, None).await.unwrap(), 1);
+    bench.clock.advance(Duration::from_secs(15));
+    settle().await;
+    let told = Some(bench.clock.now());
+
+    // All of that outlives the hub.
     let stopped = crate::commands::stop(bench).await;
     let hub = stopped.start(stopped.memory.queues.clone()).await;
     let trace = one(&hub, "dev1", "second").await;
-    assert_eq!(trace.feedback, FeedbackState::Sent { at: None });
+    assert_eq!(trace.feedback, FeedbackState::Sent { at });
+    let trace = one(&hub, "dev1", "purged").await;
+    assert_eq!(trace.state, TraceState::Purged { at: purged });
+    assert_eq!(trace.feedback, FeedbackState::Sent { at: told });
 }
 
 #[tokio::test]

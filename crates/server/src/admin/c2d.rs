@@ -23,17 +23,17 @@ use super::answer::{Parameters, Problem, Segment, invalid, problem};
 use super::devices::{find, parse_id, store_status};
 
 /// Messages and dead letters in one answer.
-const PAGE_MAX: usize = 1000;
+pub(super) const PAGE_MAX: usize = 1000;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct ListQuery {
-    module_id: Option<String>,
-    /// Only messages after this sequence number.
+    pub(super) module_id: Option<String>,
+    /// Only messages after this number.
     #[serde(default)]
-    after: u64,
+    pub(super) after: u64,
     /// At most so many.
-    limit: Option<usize>,
+    pub(super) limit: Option<usize>,
 }
 
 #[derive(Deserialize)]
@@ -203,7 +203,7 @@ pub(super) async fn delete_dead_letter(
     }
 }
 
-fn identity(device: &str, module: Option<&str>) -> Result<Identity, Problem> {
+pub(super) fn identity(device: &str, module: Option<&str>) -> Result<Identity, Problem> {
     let module = module.map(ModuleId::new).transpose();
     Ok(Identity {
         device: parse_id(device)?,
@@ -211,7 +211,7 @@ fn identity(device: &str, module: Option<&str>) -> Result<Identity, Problem> {
     })
 }
 
-async fn registered(
+pub(super) async fn registered(
     parts: &AdminParts,
     device: &str,
     module: Option<&str>,
@@ -277,6 +277,9 @@ fn traced(trace: &MessageTrace, identity: &Identity) -> Value {
         TraceState::Completed { at } => {
             json!({"state": "completed", "settledTime": at.to_string()})
         }
+        TraceState::Purged { at } => {
+            json!({"state": "purged", "settledTime": at.to_string()})
+        }
     };
     let feedback = match trace.feedback {
         FeedbackState::None => json!({"feedback": "none"}),
@@ -313,7 +316,7 @@ fn add_attempts(shown: &mut Value, attempts: &Attempts) {
 }
 
 /// What the sender wrote, but for the body.
-fn add_message(shown: &mut Value, message: &Bytes) {
+pub(super) fn add_message(shown: &mut Value, message: &Bytes) {
     let Ok(view) = CommandView::parse(message) else {
         add(shown, json!({"unreadable": true}));
         return;
@@ -340,7 +343,7 @@ fn add_message(shown: &mut Value, message: &Bytes) {
     );
 }
 
-fn add_body(shown: &mut Value, message: &Bytes) {
+pub(super) fn add_body(shown: &mut Value, message: &Bytes) {
     let view = CommandView::parse(message).ok();
     let Some(body) = view.as_ref().and_then(CommandView::body) else {
         return;

@@ -60,6 +60,9 @@ fn reason_against(view: &HealthView) -> Option<String> {
         Phase::Stopping => return Some("the hub is stopping".to_owned()),
         Phase::Running => {}
     }
+    if let Some(failure) = &*view.hub.failed().borrow() {
+        return Some(format!("{failure}; the hub has to be started anew"));
+    }
     let health = view.hub.health().borrow().clone();
     let state = match health.level {
         HealthLevel::Ok => return None,
@@ -140,6 +143,11 @@ mod tests {
         }
         store.log.set_health(Health::OK);
         check(None).await;
+        store.queues.panic_next();
+        let received = view.hub.c2d().feedback().receive_one().await;
+        assert!(received.is_err(), "{received:?}");
+        let failed = "an owner of queues failed; the hub has to be started anew";
+        check(Some(failed)).await;
         phase.send_replace(Phase::Stopping);
         check(Some("the hub is stopping")).await;
     }

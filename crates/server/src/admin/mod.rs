@@ -87,6 +87,14 @@ pub(crate) fn routes(parts: AdminParts) -> Router {
             .route("/api/test/clock", post(testing::advance))
             .route("/api/test/connections/cut", post(testing::cut));
     }
+    if parts.hub.probe().is_some() {
+        routes = routes
+            .route("/api/test/devices/{device}/sent", get(testing::sent))
+            .route(
+                "/api/test/acknowledgements",
+                post(testing::acknowledgements),
+            );
+    }
     routes
         .fallback(|| async {
             answer::problem(
@@ -114,6 +122,17 @@ pub(crate) fn listener(parts: AdminParts, health: HealthView, token: Secret) -> 
 /// Parts of a hub on the memory engine, and its clock.
 #[cfg(test)]
 pub(crate) async fn testing_parts() -> (AdminParts, Arc<fieldpost_hub::clock::ManualClock>) {
+    let (parts, clock, _) = testing_parts_and_store().await;
+    (parts, clock)
+}
+
+/// The same with the store that the hub is on.
+#[cfg(test)]
+pub(crate) async fn testing_parts_and_store() -> (
+    AdminParts,
+    Arc<fieldpost_hub::clock::ManualClock>,
+    fieldpost_store::memory::MemoryStore,
+) {
     use fieldpost_hub::clock::{ManualClock, SeededChance};
     use fieldpost_hub::secrets::Keyring;
     use fieldpost_hub::{HubConfig, HubParts};
@@ -140,5 +159,5 @@ pub(crate) async fn testing_parts() -> (AdminParts, Arc<fieldpost_hub::clock::Ma
         movable_clock: None,
         changing_settings: Arc::default(),
     };
-    (parts, clock)
+    (parts, clock, store)
 }

@@ -7,11 +7,20 @@ use std::path::{Path, PathBuf};
 
 use crate::files;
 
+/// Locked by whoever uses the data directory. Nobody else ever tries to.
+const LOCK: &str = "lock";
+
+/// Locked by the same process, and for the moment of a look by those who want to know whether there is
+/// one. A look at the other file would turn away a process that takes it in that moment.
+const IN_USE: &str = "in-use";
+
 /// Held while a process uses a data directory. The system lets go of it when the process ends,
 /// however it ends.
 #[derive(Debug)]
 pub(crate) struct DataLock {
-    _file: File,
+    // Let go of in this order, so that whoever finds the directory free can have it.
+    _lock: File,
+    _in_use: File,
 }
 
 /// Why a data directory is not ours.
@@ -30,14 +39,16 @@ impl DataLock {
             path: data.to_owned(),
             error,
         };
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(files::PRIVATE)
-            .open(data.join("lock"))
-            .map_err(failed)?;
+        let open = |name| {
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(files::PRIVATE)
+                .open(data.join(name))
+        };
+        let mut file = open(LOCK).map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -56,13 +67,19 @@ impl DataLock {
             .and_then(|()| file.rewind())
             .and_then(|()| writeln!(file, "{}", std::process::id()));
         written.map_err(failed)?;
-        Ok(Self { _file: file })
+        let in_use = open(IN_USE).map_err(failed)?;
+        // Whoever else has it looks at it and goes.
+        in_use.lock().map_err(failed)?;
+        Ok(Self {
+            _lock: file,
+            _in_use: in_use,
+        })
     }
 }
 
 /// Whether a process uses a data directory.
 pub(crate) fn is_held(data: &Path) -> bool {
-    let Ok(file) = File::open(data.join("lock")) else {
+    let Ok(file) = File::open(data.join(IN_USE)) else {
         return false;
     };
     matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
@@ -78,6 +95,8 @@ fn of_holder(id: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     #[test]
@@ -91,5 +110,38 @@ mod tests {
         drop(lock);
         assert!(!is_held(folder.path()));
         DataLock::take(folder.path()).unwrap();
+    }
+
+    /// A hub that started while a command looked for one was told that the directory is in use.
+    #[test]
+    fn whoever_looks_is_in_nobodys_way() {
+        const TIMES: usize = 50;
+        // A directory each time: other tests start processes, which hold whatever is locked here for
+        // the moment before they become what they are.
+        let folder = tempfile::tempdir().unwrap();
+        let data = |time: usize| folder.path().join(time.to_string());
+        for time in 0..TIMES {
+            std::fs::create_dir(data(time)).unwrap();
+            for name in [LOCK, IN_USE] {
+                File::create(data(time).join(name)).unwrap();
+            }
+        }
+        let time = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while let now @ 0..TIMES = time.load(Ordering::Relaxed) {
+                        is_held(&data(now));
+                    }
+                });
+            }
+            let taken = (0..TIMES).try_for_each(|now| {
+                time.store(now, Ordering::Relaxed);
+                std::thread::yield_now();
+                DataLock::take(&data(now)).map(drop)
+            });
+            time.store(TIMES, Ordering::Relaxed);
+            taken.unwrap();
+        });
     }
 }

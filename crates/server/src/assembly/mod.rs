@@ -64,8 +64,16 @@ pub(crate) async fn serve(config: Config, settings: Settings) -> anyhow::Result<
     let text = welcome::text(&process.endpoints, &config.data, env!("CARGO_PKG_VERSION"));
     // A hub whose standard output is closed serves all the same.
     let _ = crate::cli::print(&text);
-    stop.requested().await;
+    let mut failed = process.hub().failed();
+    let failure = tokio::select! {
+        () = stop.requested() => None,
+        // The hub outlives the process's wish to wait.
+        Ok(failure) = failed.wait_for(Option::is_some) => failure.clone(),
+    };
     process.stop().await?;
+    if let Some(failure) = failure {
+        bail!("{failure}; the hub has stopped and can be started anew");
+    }
     tracing::info!("stopped");
     Ok(())
 }

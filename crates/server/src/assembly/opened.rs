@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail};
 use axum::Router;
 use fieldpost_hub::{Hub, HubConfig, HubParts};
-use fieldpost_model::{PartitionId, Partitioning, StreamId};
+use fieldpost_model::Partitioning;
 use fieldpost_store::Store;
 use fieldpost_store_embedded::{DiskMarks, EmbeddedConfig, EmbeddedStore, OpenError};
 
@@ -122,17 +122,13 @@ async fn refuse_to_mark_a_store_in_use(
         Err(OpenError::TestStore { .. }) => return Ok(()),
         opened => opened?,
     };
-    let count = store.log.partitioning().count();
-    let has_events = (0..count).map(PartitionId).any(|partition| {
-        let bounds = store.log.bounds(StreamId(0), partition);
-        bounds.next > 0
-    });
+    let holds_data = fieldpost_hub::holds_data(&store).await;
     store.log.close().await;
     store.documents.close().await;
     store.queues.close().await;
-    if has_events {
+    if holds_data.context("look into the store")? {
         bail!(
-            "the store in {} has served devices outside test mode, and would be a test store for good; use another data directory for tests",
+            "the store in {} was made outside test mode and holds devices, events or messages, and would be a test store for good; use another data directory for tests",
             path.display()
         );
     }
@@ -194,6 +190,8 @@ fn hub_config(config: &Config) -> HubConfig {
         name: config.hub_name.clone(),
         host_names,
         in_flight_bytes: config.in_flight_bytes,
+        device_bound_bytes: config.device_bound_bytes,
+        test_mode: config.test_mode,
         seed: config.seed.clone(),
     }
 }

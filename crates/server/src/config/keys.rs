@@ -119,7 +119,7 @@ static GENERAL: [Key; 4] = [
     },
 ];
 
-static REST: [Key; 31] = [
+static REST: [Key; 32] = [
     Key {
         path: "tls.certificate",
         kind: Kind::Path,
@@ -182,6 +182,15 @@ static REST: [Key; 31] = [
         },
         default: r#""256 MiB""#,
         about: "Memory for messages that are received and not yet durable; when it is used up, devices wait their turn.",
+    },
+    Key {
+        path: "limits.device_bound_bytes",
+        kind: Kind::Bytes {
+            min: MIB,
+            max: 64 * GIB,
+        },
+        default: r#""256 MiB""#,
+        about: "Memory for messages to devices that are read ahead or in flight; when it is used up, each device gets one at a time.",
     },
     Key {
         path: "limits.incomplete_packet_bytes",

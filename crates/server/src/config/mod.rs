@@ -43,6 +43,8 @@ pub(crate) struct Config {
     pub(crate) store: StoreConfig,
     /// Memory for messages that are not yet durable.
     pub(crate) in_flight_bytes: usize,
+    /// Memory for messages to devices that are read ahead or in flight.
+    pub(crate) device_bound_bytes: usize,
     /// Memory for packets of which only a part has come.
     pub(crate) incomplete_packet_bytes: usize,
     /// How to log.
@@ -292,6 +294,7 @@ impl Reader<'_> {
             certificate: self.certificate(),
             store,
             in_flight_bytes: self.size("limits.in_flight_bytes"),
+            device_bound_bytes: self.size("limits.device_bound_bytes"),
             incomplete_packet_bytes: self.size("limits.incomplete_packet_bytes"),
             log: LogConfig {
                 json: self.text("log.format") == "json",

@@ -2,19 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::ready;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
-use super::{SharedHealth, injected_failure, refusal};
+use super::{SharedHealth, refusal};
 use crate::documents::{
     Action, Change, ChangeResult, Collection, Condition, Document, Documents, Feed, FeedEntry,
     ListRequest, Page, Revision, check_bounds,
 };
-use crate::{Answer, Health, HealthLevel, StoreError};
+use crate::{Answer, HealthLevel, StoreError};
 
 /// Deletions that the feed remembers until told otherwise.
 const DELETIONS_KEPT: usize = 1_000_000;
@@ -46,7 +46,7 @@ type Name = (Collection, Bytes);
 
 impl Default for MemoryDocuments {
     fn default() -> Self {
-        Self::sharing(Arc::new(watch::Sender::new(Health::OK)))
+        Self::sharing(SharedHealth::default())
     }
 }
 
@@ -177,13 +177,13 @@ impl Documents for MemoryDocuments {
         } else {
             check_bounds(&changes)
                 .err()
-                .or_else(|| refusal(&self.health, HealthLevel::HoldAll))
+                .or_else(|| refusal(&self.health.facets, HealthLevel::HoldAll))
         };
         if let Some(refused) = refused {
             return ready(Err(refused)).boxed();
         }
         if std::mem::take(&mut state.fail_next) {
-            return ready(Err(injected_failure(&self.health))).boxed();
+            return ready(Err(self.health.fail())).boxed();
         }
         let results = changes
             .into_iter()
@@ -261,7 +261,10 @@ impl Documents for MemoryDocuments {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::Health;
 
     fn put(documents: &MemoryDocuments) -> Answer<Result<Vec<ChangeResult>, StoreError>> {
         documents.apply(vec![Change {
@@ -300,10 +303,10 @@ mod tests {
 
     #[test]
     fn documents_are_held_at_the_second_mark_only() {
-        let health = Arc::new(watch::Sender::new(Health::OK));
+        let health = SharedHealth::default();
         let documents = MemoryDocuments::sharing(Arc::clone(&health));
         let check = |level, taken: bool| {
-            health.send_replace(Health {
+            health.set(Health {
                 level,
                 reason: None,
             });

@@ -11,7 +11,7 @@ use futures_util::future::ready;
 use smallvec::SmallVec;
 use tokio::sync::watch;
 
-use super::{SharedHealth, injected_failure, refusal};
+use super::{SharedHealth, refusal};
 use crate::log::{
     AtBytesMax, Bounds, Completion, EventLog, FramedRecords, LogFigures, ReadRequest, Records,
     Retention, StoredRecord, Submission, TailWatch,
@@ -89,15 +89,13 @@ impl MemoryLog {
     /// A log that commits each batch before `submit` returns.
     #[must_use]
     pub fn automatic(partitioning: Partitioning, clock: Arc<dyn Clock>) -> Self {
-        let health = Arc::new(watch::Sender::new(Health::OK));
-        Self::sharing(health, partitioning, clock, false)
+        Self::sharing(SharedHealth::default(), partitioning, clock, false)
     }
 
     /// A log that commits in [`MemoryLog::step`] only.
     #[must_use]
     pub fn manual(partitioning: Partitioning, clock: Arc<dyn Clock>) -> Self {
-        let health = Arc::new(watch::Sender::new(Health::OK));
-        Self::sharing(health, partitioning, clock, true)
+        Self::sharing(SharedHealth::default(), partitioning, clock, true)
     }
 
     pub(super) fn sharing(
@@ -140,7 +138,13 @@ impl MemoryLog {
     /// Sets the health of the whole store, and with it what is refused.
     pub fn set_health(&self, health: Health) {
         self.lock().holding = false;
-        self.health.send_replace(health);
+        self.health.set(health);
+    }
+
+    /// Holds messages to the log back, and nothing else, as its byte bound does; or no longer.
+    pub fn hold(&self, hold: bool) {
+        self.lock().holding = hold;
+        self.health.hold_log(hold);
     }
 
     /// Keeps acknowledgements back, or lets all that were kept back go, in order. Records are
@@ -195,7 +199,7 @@ impl MemoryLog {
             return 0;
         }
         if std::mem::take(&mut state.fail_next) {
-            let error = injected_failure(&self.health);
+            let error = self.health.fail();
             for lost in state.waiting.drain(..) {
                 lost.completion.set_failed(error.clone());
                 news.add_completion(&lost.completion);
@@ -225,20 +229,7 @@ impl MemoryLog {
         let hold = state.bytes_kept > bytes_max;
         if hold != state.holding {
             state.holding = hold;
-            self.health.send_if_modified(|health| {
-                let (from, to) = if hold {
-                    (HealthLevel::Ok, HealthLevel::HoldMessages)
-                } else {
-                    (HealthLevel::HoldMessages, HealthLevel::Ok)
-                };
-                // A worse state has causes of its own.
-                if health.level != from {
-                    return false;
-                }
-                health.level = to;
-                health.reason = hold.then(|| "the log holds as many bytes as it may".into());
-                true
-            });
+            self.health.hold_log(hold);
         }
     }
 }
@@ -377,7 +368,7 @@ impl EventLog for MemoryLog {
         if state.closed {
             return Err(StoreError::Closed);
         }
-        if let Some(refused) = refusal(&self.health, HealthLevel::HoldMessages) {
+        if let Some(refused) = refusal(&self.health.whole, HealthLevel::HoldMessages) {
             return Err(refused);
         }
         state.waiting.push_back(Waiting {
@@ -471,7 +462,7 @@ impl EventLog for MemoryLog {
     }
 
     fn health(&self) -> watch::Receiver<Health> {
-        self.health.subscribe()
+        self.health.whole.subscribe()
     }
 
     fn figures(&self) -> LogFigures {

@@ -62,7 +62,7 @@ impl MemoryStore {
     }
 
     fn new(partitioning: Partitioning, clock: Arc<dyn Clock>, manual: bool) -> Self {
-        let health = Arc::new(watch::Sender::new(Health::OK));
+        let health = SharedHealth::default();
         let log = MemoryLog::sharing(Arc::clone(&health), partitioning, clock, manual);
         Self {
             log: Arc::new(log),
@@ -73,10 +73,63 @@ impl MemoryStore {
 }
 
 /// The health shared by the facets.
-type SharedHealth = Arc<watch::Sender<Health>>;
+type SharedHealth = Arc<MemoryHealth>;
+
+/// The health of a store, and that of all of it but the log.
+#[derive(Debug)]
+struct MemoryHealth {
+    /// Of facets that the log's own bound does not concern.
+    facets: watch::Sender<Health>,
+    whole: watch::Sender<Health>,
+}
+
+impl Default for MemoryHealth {
+    fn default() -> Self {
+        Self {
+            facets: watch::Sender::new(Health::OK),
+            whole: watch::Sender::new(Health::OK),
+        }
+    }
+}
+
+impl MemoryHealth {
+    /// Sets the health of all facets.
+    fn set(&self, health: Health) {
+        self.facets.send_replace(health.clone());
+        self.whole.send_replace(health);
+    }
+
+    /// The log holds messages back, or does no longer.
+    fn hold_log(&self, hold: bool) {
+        self.whole.send_if_modified(|health| {
+            let (from, to) = if hold {
+                (HealthLevel::Ok, HealthLevel::HoldMessages)
+            } else {
+                (HealthLevel::HoldMessages, HealthLevel::Ok)
+            };
+            // A worse state has causes of its own.
+            if health.level != from {
+                return false;
+            }
+            health.level = to;
+            health.reason = hold.then(|| "the log holds as many bytes as it may".into());
+            true
+        });
+    }
+
+    /// Turns the store read-only as a failed sync does and gives the error for the waiting callers.
+    fn fail(&self) -> StoreError {
+        let reason: Arc<str> = "an injected failure".into();
+        self.set(Health {
+            level: HealthLevel::ReadOnly,
+            reason: Some(Arc::clone(&reason)),
+        });
+        StoreError::ReadOnly { reason }
+    }
+}
 
 /// Why a write of a kind that is held from `held_from` on is refused now, if it is.
-fn refusal(health: &SharedHealth, held_from: HealthLevel) -> Option<StoreError> {
+fn refusal(health: &watch::Sender<Health>, held_from: HealthLevel) -> Option<StoreError> {
     let health = health.borrow();
     match health.level {
         HealthLevel::ReadOnly => Some(StoreError::ReadOnly {
@@ -85,14 +138,4 @@ fn refusal(health: &SharedHealth, held_from: HealthLevel) -> Option<StoreError> 
         level if level >= held_from => Some(StoreError::Full),
         _ => None,
     }
-}
-
-/// Turns the store read-only as a failed sync does and gives the error for the waiting callers.
-fn injected_failure(health: &SharedHealth) -> StoreError {
-    let reason: Arc<str> = "an injected failure".into();
-    health.send_replace(Health {
-        level: HealthLevel::ReadOnly,
-        reason: Some(Arc::clone(&reason)),
-    });
-    StoreError::ReadOnly { reason }
 }

@@ -1,8 +1,8 @@
 //! Device queues in memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use fieldpost_model::Timestamp;
@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use futures_util::future::ready;
 use tokio::sync::{oneshot, watch};
 
-use super::{SharedHealth, injected_failure, refusal};
+use super::{SharedHealth, refusal};
 use crate::queues::{
     DeviceQueues, DuePage, DuePosition, Lane, LaneFigures, ListDue, ListOutcomes, ListQueue,
     Operation, OperationResult, Outcome, OutcomeNumber, QueueName, QueuePage, QueuedMessage,
@@ -37,7 +37,11 @@ struct State {
     sequence: u64,
     withheld: Option<Vec<oneshot::Sender<()>>>,
     fail_next: bool,
+    panics: bool,
     closed: bool,
+    damaged_messages: BTreeSet<u64>,
+    damaged_outcomes: BTreeSet<(Lane, OutcomeNumber)>,
+    no_depths: bool,
 }
 
 /// There is one for each queue that has messages or a mark.
@@ -56,7 +60,7 @@ struct Records {
 
 impl Default for MemoryQueues {
     fn default() -> Self {
-        Self::sharing(Arc::new(watch::Sender::new(Health::OK)))
+        Self::sharing(SharedHealth::default())
     }
 }
 
@@ -72,6 +76,28 @@ impl MemoryQueues {
     /// read-only.
     pub fn fail_next(&self) {
         self.lock().fail_next = true;
+    }
+
+    /// Makes a message unreadable, as a damaged row is: reading its queue stops in front of it, and
+    /// a batch that settles or counts it is refused as a whole.
+    pub fn damage_message(&self, sequence: u64) {
+        self.lock().damaged_messages.insert(sequence);
+    }
+
+    /// Makes an outcome record unreadable: reading its lane stops in front of it, and a batch that
+    /// removes it is refused as a whole. Forgetting it works.
+    pub fn damage_outcome(&self, lane: Lane, number: OutcomeNumber) {
+        self.lock().damaged_outcomes.insert((lane, number));
+    }
+
+    /// Makes [`DeviceQueues::depths`] fail from now on, as a failed read does.
+    pub fn fail_depths(&self) {
+        self.lock().no_depths = true;
+    }
+
+    /// Makes the next read of a queue panic, as a defect of whoever reads would.
+    pub fn panic_next(&self) {
+        self.lock().panics = true;
     }
 
     /// Keeps the answers of [`DeviceQueues::apply`] back, or lets all that were kept back go, in
@@ -108,15 +134,18 @@ impl DeviceQueues for MemoryQueues {
         } else {
             check_bounds(&operations)
                 .err()
-                .or_else(|| refusal(&self.health, HealthLevel::HoldAll))
+                .or_else(|| refusal(&self.health.facets, HealthLevel::HoldAll))
         };
         if let Some(refused) = refused {
             return ready(Err(refused)).boxed();
         }
         if std::mem::take(&mut state.fail_next) {
-            return ready(Err(injected_failure(&self.health))).boxed();
+            return ready(Err(self.health.fail())).boxed();
         }
-        let room = self.health.borrow().level < HealthLevel::HoldMessages;
+        if let Some(damage) = operations.iter().find_map(|o| state.damage_met(o)) {
+            return ready(Err(damage)).boxed();
+        }
+        let room = self.health.facets.borrow().level < HealthLevel::HoldMessages;
         let results = operations
             .into_iter()
             .map(|operation| state.carry_out(operation, room))
@@ -136,22 +165,41 @@ impl DeviceQueues for MemoryQueues {
     }
 
     fn list(&self, request: ListQueue) -> Answer<Result<QueuePage, StoreError>> {
-        let state = self.lock();
+        let mut state = self.lock();
+        assert!(!std::mem::take(&mut state.panics), "an injected defect");
         let messages = state
             .queues
             .get(&request.queue)
             .into_iter()
             .flat_map(|queue| queue.messages.range(beyond(request.after)))
             .map(|(_, message)| message);
-        let (messages, more) = page(messages, request.limit, request.bytes_max, |message| {
+        let damaged = |message: &&QueuedMessage| state.damaged_messages.contains(&message.sequence);
+        let mut damage = None;
+        let sound = messages.take_while(|message| {
+            damage = damaged(message).then_some(message.sequence);
+            damage.is_none()
+        });
+        let (messages, more) = page(sound, request.limit, request.bytes_max, |message| {
             message.message.len()
         });
-        let messages = messages.into_iter().cloned().collect();
-        ready(Ok(QueuePage { messages, more })).boxed()
+        let messages: Vec<_> = messages.into_iter().cloned().collect();
+        let answer = match damage {
+            Some(sequence) if messages.is_empty() => Err(damaged_message(sequence)),
+            Some(_) => Ok(QueuePage {
+                messages,
+                more: true,
+            }),
+            None => Ok(QueuePage { messages, more }),
+        };
+        ready(answer).boxed()
     }
 
     fn depths(&self, queues: Vec<QueueName>) -> Answer<Result<Vec<u64>, StoreError>> {
         let state = self.lock();
+        if state.no_depths {
+            let reason = "a read that a test made fail".into();
+            return ready(Err(StoreError::Read { reason })).boxed();
+        }
         let depths = queues
             .iter()
             .map(|name| state.queues.get(name).map_or(0, Queue::depth))
@@ -202,10 +250,21 @@ impl DeviceQueues for MemoryQueues {
                 let wanted = request.queue.as_ref();
                 wanted.is_none_or(|queue| outcome.queue == *queue)
             });
-        let (records, _) = page(records, request.limit, request.bytes_max, |outcome| {
+        let mut damage = None;
+        let sound = records.take_while(|outcome| {
+            let place = (request.lane, outcome.number);
+            damage = state.damaged_outcomes.contains(&place).then_some(place);
+            damage.is_none()
+        });
+        let (records, _) = page(sound, request.limit, request.bytes_max, |outcome| {
             outcome.record.len()
         });
-        ready(Ok(records.into_iter().cloned().collect())).boxed()
+        let records: Vec<_> = records.into_iter().cloned().collect();
+        let answer = match damage {
+            Some(place) if records.is_empty() => Err(damaged_outcome(place)),
+            _ => Ok(records),
+        };
+        ready(answer).boxed()
     }
 
     fn lane(&self, lane: Lane) -> LaneFigures {
@@ -216,6 +275,10 @@ impl DeviceQueues for MemoryQueues {
             .unwrap_or_default()
     }
 
+    fn health(&self) -> watch::Receiver<Health> {
+        self.health.facets.subscribe()
+    }
+
     fn close(&self) -> Answer<()> {
         self.lock().closed = true;
         self.withhold(false);
@@ -224,6 +287,25 @@ impl DeviceQueues for MemoryQueues {
 }
 
 impl State {
+    /// The damage that an operation would have to read over.
+    fn damage_met(&self, operation: &Operation) -> Option<StoreError> {
+        match operation {
+            Operation::Settle { sequence, .. } | Operation::SetDeliveryCount { sequence, .. } => {
+                let is_damaged = self.damaged_messages.contains(sequence);
+                is_damaged.then(|| damaged_message(*sequence))
+            }
+            Operation::Remove { lane, number } => {
+                let place = (*lane, *number);
+                let is_damaged = self.damaged_outcomes.contains(&place);
+                is_damaged.then(|| damaged_outcome(place))
+            }
+            Operation::Enqueue { .. }
+            | Operation::Drop { .. }
+            | Operation::Record { .. }
+            | Operation::Forget { .. } => None,
+        }
+    }
+
     fn carry_out(&mut self, operation: Operation, room: bool) -> OperationResult {
         match operation {
             Operation::Enqueue {
@@ -379,12 +461,14 @@ impl State {
         );
     }
 
+    /// What is damaged is passed over: it must not keep all others from expiring.
     fn due_after(
         &self,
         after: Option<DuePosition>,
     ) -> impl Iterator<Item = (&DuePosition, &QueueName)> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        self.due.range((from, Bound::Unbounded))
+        let all = self.due.range((from, Bound::Unbounded));
+        all.filter(|(position, _)| !self.damaged_messages.contains(&position.sequence))
     }
 }
 
@@ -421,6 +505,20 @@ impl Records {
     }
 }
 
+fn damaged_message(sequence: u64) -> StoreError {
+    StoreError::Damaged {
+        what: format!("message {sequence}").into(),
+        resume: Some(sequence + 1),
+    }
+}
+
+fn damaged_outcome((lane, number): (Lane, OutcomeNumber)) -> StoreError {
+    StoreError::Damaged {
+        what: format!("record {number} of lane {}", lane.0).into(),
+        resume: Some(number + 1),
+    }
+}
+
 /// Everything after a number.
 fn beyond(number: u64) -> (Bound<u64>, Bound<u64>) {
     (Bound::Excluded(number), Bound::Unbounded)
@@ -447,6 +545,8 @@ fn page<T>(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     fn name() -> QueueName {
@@ -510,11 +610,69 @@ mod tests {
     }
 
     #[test]
+    fn reading_stops_in_front_of_damage_and_goes_on_behind_it() {
+        let queues = MemoryQueues::default();
+        let batch = vec![put(9), put(9), put(9), settle(1), settle(2), settle(3)];
+        let batch = batch.into_iter().chain([put(9), put(9), put(9)]).collect();
+        queues.apply(batch).now_or_never().unwrap().unwrap();
+        queues.damage_message(5);
+        queues.damage_outcome(Lane(1), 2);
+        let list = |after| {
+            let request = ListQueue {
+                queue: name(),
+                after,
+                limit: 9,
+                bytes_max: 9999,
+            };
+            let page = queues.list(request).now_or_never().unwrap();
+            page.map(|page| {
+                let sequences = page.messages.iter().map(|message| message.sequence);
+                (sequences.collect::<Vec<_>>(), page.more)
+            })
+        };
+        assert_eq!(list(0).unwrap(), (vec![4], true));
+        let resume = |error| match error {
+            StoreError::Damaged { resume, .. } => resume,
+            other => panic!("{other}"),
+        };
+        assert_eq!(resume(list(4).unwrap_err()), Some(6));
+        assert_eq!(list(5).unwrap(), (vec![6], false));
+        assert_eq!(depth(&queues), 3);
+        let outcomes = |after| {
+            let request = ListOutcomes {
+                lane: Lane(1),
+                after,
+                limit: 9,
+                bytes_max: 9999,
+                queue: None,
+            };
+            let records = queues.outcomes(request).now_or_never().unwrap();
+            records.map(|records| records.iter().map(|r| r.number).collect::<Vec<_>>())
+        };
+        assert_eq!(outcomes(0).unwrap(), [1]);
+        assert_eq!(resume(outcomes(1).unwrap_err()), Some(3));
+        assert_eq!(outcomes(2).unwrap(), [3]);
+        // A batch that meets damage is refused with all that is in it.
+        let refused = queues.apply(vec![settle(4), settle(5)]).now_or_never();
+        assert_eq!(resume(refused.unwrap().unwrap_err()), Some(6));
+        assert_eq!(depth(&queues), 3);
+        let due = queues.due(ListDue {
+            until: Timestamp::UNIX_EPOCH,
+            after: None,
+            limit: 9,
+            bytes_max: 9999,
+        });
+        let due = due.now_or_never().unwrap().unwrap().messages;
+        let due: Vec<_> = due.iter().map(|(_, message)| message.sequence).collect();
+        assert_eq!(due, [4, 6]);
+    }
+
+    #[test]
     fn messages_are_held_at_the_first_mark_and_all_else_at_the_second() {
-        let health = Arc::new(watch::Sender::new(Health::OK));
+        let health = SharedHealth::default();
         let queues = MemoryQueues::sharing(Arc::clone(&health));
         let apply = |level, operations: Vec<Operation>| {
-            health.send_replace(Health {
+            health.set(Health {
                 level,
                 reason: None,
             });
@@ -543,7 +701,7 @@ mod tests {
 
     #[test]
     fn a_mark_that_met_no_room_is_not_spent() {
-        let health = Arc::new(watch::Sender::new(Health::OK));
+        let health = SharedHealth::default();
         let queues = MemoryQueues::sharing(Arc::clone(&health));
         let marked = || Operation::Enqueue {
             queue: name(),
@@ -553,7 +711,7 @@ mod tests {
             once: Some(1),
         };
         let check = |level, expected: OperationResult| {
-            health.send_replace(Health {
+            health.set(Health {
                 level,
                 reason: None,
             });

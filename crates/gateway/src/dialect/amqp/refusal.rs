@@ -86,11 +86,15 @@ fn store_failed(error: &StoreError, id: TrackingId) -> Error {
             let stopping = "the hub is being restarted or stopped; send again";
             refused_with(microsoft::SERVER_BUSY, "ServiceUnavailable", &stopping, id)
         }
-        StoreError::ReadOnly { .. }
-        | StoreError::Full
-        | StoreError::Damaged { .. }
-        | StoreError::Read { .. }
-        | StoreError::OutOfBounds { .. } => {
+        StoreError::ReadOnly { .. } => {
+            let failed = "the hub's store failed and takes nothing until the hub is started anew";
+            refused_with(microsoft::SERVER_BUSY, "ServiceUnavailable", &failed, id)
+        }
+        StoreError::Full => {
+            let full = "the hub's disk is full";
+            refused_with(microsoft::SERVER_BUSY, "ServiceUnavailable", &full, id)
+        }
+        StoreError::Damaged { .. } | StoreError::Read { .. } | StoreError::OutOfBounds { .. } => {
             let failed = "the hub's store failed";
             refused_with(condition::INTERNAL_ERROR, "ServerError", &failed, id)
         }
@@ -166,8 +170,17 @@ mod tests {
             "com.microsoft:server-busy",
             "ServiceUnavailable",
         );
+        let reason = "a test".into();
+        for error in [StoreError::ReadOnly { reason }, StoreError::Full] {
+            sent(
+                SendRefused::Store(error),
+                "com.microsoft:server-busy",
+                "ServiceUnavailable",
+            );
+        }
+        let reason = "a test".into();
         sent(
-            SendRefused::Store(StoreError::Full),
+            SendRefused::Store(StoreError::Read { reason }),
             "amqp:internal-error",
             "ServerError",
         );

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 
 use fieldpost_amqp::performative::DeliveryState;
 use fieldpost_amqp::{Connection, LinkId, Message};
-use fieldpost_hub::c2d::{CloudToDevice, Sender};
+use fieldpost_hub::c2d::{Admission, CloudToDevice, Sender};
 use metrics::{Gauge, gauge};
 
 use super::grants::Permit;
@@ -41,6 +41,7 @@ pub(super) struct Commands {
     waiting: VecDeque<Message>,
     /// Deliveries that were accepted, not yet told. Kept so that answering allocates nothing.
     accepted: Vec<u32>,
+    is_stopped: bool,
 }
 
 impl Commands {
@@ -55,6 +56,7 @@ impl Commands {
             unanswered: 0,
             waiting: VecDeque::new(),
             accepted: Vec::new(),
+            is_stopped: false,
         }
     }
 
@@ -64,13 +66,29 @@ impl Commands {
     }
 
     /// Whether the client has been granted less than it might, because the hub takes no messages
-    /// at present. Nothing tells when that ends.
+    /// at present. Nothing tells when that ends. It does not on a store that is read-only: there the
+    /// client may send, and is refused.
     pub(super) fn is_held(&self) -> bool {
-        self.hub.is_held()
+        self.hub.admission() == Admission::Held
+    }
+
+    /// Takes nothing more, because the hub is being stopped. The client sends what was not answered
+    /// to the next one.
+    pub(super) fn stop(&mut self) {
+        self.is_stopped = true;
+        self.waiting.clear();
+    }
+
+    /// Whether the client waits for the outcome of a message.
+    pub(super) fn is_owing(&self) -> bool {
+        self.unanswered > 0
     }
 
     /// Takes a message from the client.
     pub(super) fn on_message(&mut self, message: &Message, engine: &mut Connection) {
+        if self.is_stopped {
+            return;
+        }
         if self.is_crowded() || !self.sender.has_room() {
             self.waiting.push_back(message.clone());
         } else {
@@ -141,13 +159,13 @@ impl Commands {
     fn grant(&self, link: LinkId, engine: &mut Connection) -> bool {
         let granted = engine.credit(link);
         let held = self.is_held();
-        let free = if held {
+        let free = if held || self.is_stopped {
             0
         } else {
             let waiting = u32::try_from(self.waiting.len()).unwrap_or(u32::MAX);
             CREDIT.saturating_sub(self.unanswered.saturating_add(waiting))
         };
-        let worth_it = if held {
+        let worth_it = if held || self.is_stopped {
             granted > 0
         } else {
             free >= granted.saturating_add(CREDIT_STEP)

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use fieldpost_amqp::performative::{DeliveryState, SndSettleMode};
@@ -17,6 +18,7 @@ use super::grants::Permit;
 use crate::dialect::amqp::error;
 use crate::dialect::amqp::feedback::{delivery_tag, put_feedback};
 use crate::dialect::amqp::refusal::{self, TrackingId};
+use crate::figures::report_unreadable_feedback;
 
 /// Deliveries that a client may leave unsettled on one link, whatever credit it gives. The hub keeps
 /// each of them in memory as long as its lock lasts.
@@ -43,10 +45,30 @@ pub(super) struct Feedback {
     confirming: HashMap<u64, u32>,
     /// Deliveries that the client wanted to settle when they were locked no longer.
     lapsed: Vec<u32>,
-    /// Locked for this link and not sent: the peer's window was closed.
+    /// Locked for this link and not sent: the peer's window was closed, or what the client said of
+    /// the message's last delivery is not confirmed yet.
     ready: Option<FeedbackDelivery>,
-    /// The client wants its credit used up.
-    draining: bool,
+    draining: Draining,
+    is_stopped: bool,
+}
+
+/// Whether the client wants its credit used up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Draining {
+    No,
+    /// It does; the hub has yet to be asked whether there is anything more.
+    Wanted,
+    /// The hub has been asked.
+    Asked,
+}
+
+/// What became of a message that was to be sent.
+enum Sent {
+    Yes,
+    /// The peer's window closed.
+    NotNow,
+    /// It cannot be read, and is gone.
+    Skipped,
 }
 
 /// How far a poll came.
@@ -83,13 +105,24 @@ impl Feedback {
             lapsed: Vec::new(),
             confirming: HashMap::new(),
             ready: None,
-            draining: false,
+            draining: Draining::No,
+            is_stopped: false,
         }
     }
 
     /// The client wants its credit used up.
     pub(super) fn drain(&mut self) {
-        self.draining = true;
+        self.draining = Draining::Wanted;
+    }
+
+    /// Sends nothing more, because the hub is being stopped.
+    pub(super) fn stop(&mut self) {
+        self.is_stopped = true;
+    }
+
+    /// Whether the client has settled something and was not told yet that this is durable.
+    pub(super) fn is_owing(&self) -> bool {
+        !(self.confirming.is_empty() && self.lapsed.is_empty())
     }
 
     /// The client has told an outcome.
@@ -138,18 +171,28 @@ impl Feedback {
         link: LinkId,
         engine: &mut Connection,
         buffer: &mut BytesMut,
+        now: Duration,
     ) -> Polled {
         let mut sent = self.poll_confirmed(cx, link, engine);
-        loop {
+        let is_end = loop {
             let held = count(self.unsettled.len() + self.confirming.len());
-            let room = engine
-                .sendable(link)
-                .min(UNSETTLED_MAX.saturating_sub(held));
+            let room = if self.is_stopped {
+                0
+            } else {
+                let credit = engine.sendable(link);
+                credit.min(UNSETTLED_MAX.saturating_sub(held))
+            };
             // With room again comes credit or an outcome, which lets this be asked again. Until then
             // the hub must lock nothing for this link, also not what loses its lock meanwhile.
             if room == 0 {
                 self.receiver.set_window(0);
-                break;
+                if let Some(ready) = self.ready.take() {
+                    self.receiver.give_back(&ready);
+                }
+                // What the hub had locked before it knew goes back, and so does what comes later: a
+                // waker is left behind.
+                let _ = self.receiver.poll_delivery(cx);
+                break true;
             }
             let locked = self.newest.len() + self.confirming.len() + self.ready.iter().len();
             self.receiver.set_window(count(locked).saturating_add(room));
@@ -160,21 +203,42 @@ impl Feedback {
                 Some(ready) => ready,
                 None => match self.receiver.poll_delivery(cx) {
                     Poll::Ready(delivery) => delivery,
-                    Poll::Pending => break,
+                    Poll::Pending => break self.poll_end(cx),
                 },
             };
+            // The hub's answer names the message, which must have one meaning only.
+            if self.confirming.contains_key(&delivery.sequence) {
+                self.ready = Some(delivery);
+                break false;
+            }
             // If it was here before, that lock is gone.
             self.newest.remove(&delivery.sequence);
-            match self.send(delivery, link, engine, buffer) {
-                Ok(()) => sent = true,
+            match self.send(delivery, link, engine, buffer, now) {
+                Ok(Sent::Yes) => sent = true,
+                Ok(Sent::Skipped) => {}
+                Ok(Sent::NotNow) => break false,
                 Err(error) => return Polled::Failed(error),
             }
-        }
-        if std::mem::take(&mut self.draining) {
+        };
+        if is_end && self.draining != Draining::No {
+            self.draining = Draining::No;
             // A client that changed its mind, or a link that is gone, needs no answer.
             sent |= engine.drained(link).is_ok();
         }
         if sent { Polled::Sent } else { Polled::Idle }
+    }
+
+    /// Whether the hub has nothing more for a client that wants its credit used up. A delivery that
+    /// comes before the answer is sent first.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.draining == Draining::No {
+            return false;
+        }
+        if self.draining == Draining::Wanted {
+            self.draining = Draining::Asked;
+            self.receiver.ask_end();
+        }
+        self.receiver.poll_end(cx).is_ready()
     }
 
     fn send(
@@ -183,13 +247,19 @@ impl Feedback {
         link: LinkId,
         engine: &mut Connection,
         buffer: &mut BytesMut,
-    ) -> Result<(), Error> {
-        let message = FeedbackMessage::parse(&delivery.message).map_err(|error| {
-            tracing::error!(sequence = delivery.sequence, %error, "a feedback message cannot be read");
-            error::record_unreadable()
-        })?;
-        buffer.clear();
+        now: Duration,
+    ) -> Result<Sent, Error> {
         let (sequence, count) = (delivery.sequence, delivery.delivery_count);
+        let message = match FeedbackMessage::parse(&delivery.message) {
+            Ok(message) => message,
+            Err(error) => {
+                report_unreadable_feedback(sequence, &error, now);
+                // It never will be read, and must be in nobody's way.
+                self.receiver.settle(sequence, Settlement::Reject);
+                return Ok(Sent::Skipped);
+            }
+        };
+        buffer.clear();
         put_feedback(buffer, &self.hub_name, sequence, count, &message);
         let sent = engine.send(
             link,
@@ -209,12 +279,15 @@ impl Feedback {
                 self.newest.insert(sequence, delivery_id);
             }
             // Not now; the next credit or window brings it.
-            Err(SendError::NoCredit | SendError::Misuse(_)) => self.ready = Some(delivery),
+            Err(SendError::NoCredit | SendError::Misuse(_)) => {
+                self.ready = Some(delivery);
+                return Ok(Sent::NotNow);
+            }
             Err(refused @ (SendError::TooLarge(_) | SendError::TagTooLong)) => {
                 return Err(error::event_too_large(&refused));
             }
         }
-        Ok(())
+        Ok(Sent::Yes)
     }
 
     fn poll_confirmed(

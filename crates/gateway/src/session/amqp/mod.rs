@@ -16,7 +16,7 @@ mod requests;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::{Arc, LazyLock};
@@ -61,8 +61,8 @@ const QUIET: Duration = Duration::from_secs(5);
 /// Rounds of a poll after which other tasks get their chance.
 const ROUNDS_MAX: usize = 32;
 
-/// How long a hub that is being stopped waits for a peer to confirm its close. The Python Event
-/// Hubs client looks at each of its connections only about once a second.
+/// How long a hub that is being stopped waits for a peer to confirm its close, once that is written.
+/// The Python Event Hubs client looks at each of its connections only about once a second.
 const STOP_LINGER: Duration = Duration::from_millis(500);
 
 /// How often a hub that takes no messages for want of disk is asked whether it does again.
@@ -181,7 +181,8 @@ struct Session {
     /// Read, and not yet taken by the engine.
     leftover: BytesMut,
     grants: Grants,
-    nodes: HashMap<LinkId, Node>,
+    /// In an order that a simulation can repeat.
+    nodes: BTreeMap<LinkId, Node>,
     /// The links to the service endpoint, which are asked whenever the task runs.
     service_links: Vec<LinkId>,
     /// The host by which the client called the hub, if it did.
@@ -198,6 +199,8 @@ struct Session {
     login: Option<BoxFuture<'static, Result<PlainLogin, AuthError>>>,
     draining: Pin<Box<dyn Future<Output = ()> + Send>>,
     drained: bool,
+    /// While the hub is being stopped and answers are still owed: when they are awaited no longer.
+    stopping_due: Option<Duration>,
     alarm: Alarm,
     /// When the connection is closed unless a valid grant has come; none while there is one.
     authentication_due: Option<Duration>,
@@ -220,7 +223,7 @@ impl Session {
             engine: Connection::server(Arc::clone(&CONFIG), mechanisms(&context)),
             leftover: BytesMut::new(),
             grants: Grants::default(),
-            nodes: HashMap::new(),
+            nodes: BTreeMap::new(),
             service_links: Vec::new(),
             hostname: None,
             bell: Arc::default(),
@@ -231,6 +234,7 @@ impl Session {
             login: None,
             draining: Box::pin(context.draining()),
             drained: false,
+            stopping_due: None,
             alarm: Alarm::new(Arc::clone(context.timer())),
             authentication_due: Some(now.saturating_add(context.limits.amqp_authentication)),
             grants_due: None,
@@ -263,6 +267,9 @@ impl Session {
             self.poll_bell(cx);
             self.poll_fetches(cx);
             let served = self.poll_service_links(cx, now);
+            if self.stopping_due.is_some() && !self.owes_answers() {
+                self.finish_stop(now);
+            }
             let intake = match self.poll_input(cx, stream, now) {
                 Ok(intake) => intake,
                 Err(end) => return Poll::Ready(end),
@@ -281,6 +288,12 @@ impl Session {
                 if written && let Some((end, _)) = self.ending.take() {
                     return Poll::Ready(end);
                 }
+            }
+            if self.drained
+                && written
+                && let Some((_, due)) = &mut self.ending
+            {
+                *due = now.saturating_add(STOP_LINGER).min(*due);
             }
             let read = intake == Intake::Taken;
             if read || sent {
@@ -321,6 +334,7 @@ impl Session {
             self.authentication_due,
             self.grants_due,
             self.held_due,
+            self.stopping_due,
             self.quiet_due,
             refusal,
             ending,
@@ -348,6 +362,9 @@ impl Session {
         }
         // The service links are asked in a moment.
         self.held_due.take_if(|due| *due <= now);
+        if self.stopping_due.is_some_and(|due| due <= now) {
+            self.finish_stop(now);
+        }
         if self.quiet_due.take_if(|due| *due <= now).is_some() {
             self.engine.release_memory();
             self.head = BytesMut::new();
@@ -364,6 +381,7 @@ impl Session {
         self.nodes.clear();
         self.service_links.clear();
         self.held_due = None;
+        self.stopping_due = None;
         self.turns.clear();
         self.fetch_waiters.clear();
         self.refusals.clear();
@@ -373,16 +391,38 @@ impl Session {
         self.end_with(End::ByHub(reason), now);
     }
 
-    /// Ends everything in good order: the hub is being stopped.
+    /// Begins to end everything in good order: the hub is being stopped. Nothing new is taken, and
+    /// what was taken is answered first: a service must not send again what is durable.
     fn stop(&mut self, now: Duration) {
-        for (link, _) in self.nodes.drain() {
+        if self.ending.is_some() {
+            return;
+        }
+        for node in self.nodes.values_mut() {
+            match node {
+                Node::Commands(commands) => commands.stop(),
+                Node::Feedback(feedback) => feedback.stop(),
+                Node::Requests(_) | Node::Answers(_) | Node::Reader(_) => {}
+            }
+        }
+        self.stopping_due = Some(now.saturating_add(self.context.limits.linger));
+    }
+
+    /// Whether a client waits for the hub to tell what has become of something.
+    fn owes_answers(&self) -> bool {
+        self.nodes.values().any(|node| match node {
+            Node::Commands(commands) => commands.is_owing(),
+            Node::Feedback(feedback) => feedback.is_owing(),
+            Node::Requests(_) | Node::Answers(_) | Node::Reader(_) => false,
+        })
+    }
+
+    fn finish_stop(&mut self, now: Duration) {
+        self.stopping_due = None;
+        for (link, _) in std::mem::take(&mut self.nodes) {
             // A link that is gone already needs no detach.
             let _ = self.engine.detach(link, Some(error::detach_forced()));
         }
         self.close(error::connection_forced(), "drain", now);
-        if let Some((_, due)) = &mut self.ending {
-            *due = now.saturating_add(STOP_LINGER).min(*due);
-        }
     }
 
     // The peer's bytes.
@@ -458,6 +498,8 @@ impl Session {
                 self.refusals
                     .retain(|refusal| refusal.link.session() != session);
             }
+            // They find out soon enough.
+            Event::Attach { .. } if self.stopping_due.is_some() => {}
             Event::Attach { link, attach } => self.on_attach(link, &attach, now),
             Event::Credit(link) => self.on_credit(link),
             Event::WindowOpen(session) => {
@@ -648,7 +690,7 @@ impl Session {
                     }
                 }
                 Some(Node::Feedback(feedback)) => {
-                    let polled = feedback.poll(cx, *link, &mut self.engine, &mut self.head);
+                    let polled = feedback.poll(cx, *link, &mut self.engine, &mut self.head, now);
                     match polled {
                         Polled::Idle => {}
                         Polled::Sent => served = Served::Told,

@@ -4,7 +4,7 @@
 //! answered on a link from the same node in the same session, by preference on the one whose target
 //! is the request's `reply-to`.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::{Bytes, BytesMut};
 use fieldpost_amqp::message::Message;
@@ -97,7 +97,7 @@ impl Answers {
 }
 
 /// Answers that wait for credit, over all links. Only asked when a client lets some wait.
-pub(super) fn answers_waiting(nodes: &HashMap<LinkId, Node>) -> usize {
+pub(super) fn answers_waiting(nodes: &BTreeMap<LinkId, Node>) -> usize {
     let waiting = nodes.values().map(|node| match node {
         Node::Answers(answers) => answers.waiting.len(),
         Node::Requests(_) | Node::Reader(_) | Node::Commands(_) | Node::Feedback(_) => 0,
@@ -107,7 +107,7 @@ pub(super) fn answers_waiting(nodes: &HashMap<LinkId, Node>) -> usize {
 
 /// The link on which the answer to a request that came on `request` goes.
 pub(super) fn answer_link(
-    nodes: &HashMap<LinkId, Node>,
+    nodes: &BTreeMap<LinkId, Node>,
     request: LinkId,
     service: Service,
     reply_to: Option<&str>,

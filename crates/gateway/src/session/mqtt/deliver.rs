@@ -31,8 +31,8 @@ const WINDOW: u32 = 16;
 /// rejected or abandoned. Less than the engine's own bound, which is therefore never met.
 const PACKET_IDS_MAX: usize = 128;
 
-/// With more unread output than this, nothing more is sent. Far less than what stops the reading
-/// of the client's packets: its pings must be heard while it takes in a large message slowly.
+/// With more unread output than this, nothing more is sent. So one message at a time waits in the
+/// memory of a client's connection that is as large as messages can be.
 const OUTPUT_BYTES_MAX: usize = 16 * 1024;
 
 /// While nothing is in flight, at most this much room is kept for it.
@@ -131,6 +131,17 @@ impl Deliveries {
         self.stopped = true;
         if let Some(receiver) = &mut self.receiver {
             receiver.set_window(0);
+        }
+    }
+
+    /// Gives back what the hub has delivered since this was [stopped](Self::stop), before it knew, so
+    /// that somebody else may have it. Leaves a waker for more.
+    pub(super) fn return_late(&mut self, cx: &mut Context<'_>) {
+        if self.stopped
+            && let Some(receiver) = &mut self.receiver
+        {
+            // With its window closed, the receiver gives everything back by itself.
+            let _ = receiver.poll_delivery(cx);
         }
     }
 

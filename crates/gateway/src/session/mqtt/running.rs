@@ -35,8 +35,10 @@ use crate::dialect::mqtt::{DeliveryName, EmptyValues, Feature, Marks, Topic, dec
 use crate::figures::ProtocolFigures;
 use crate::io::{Input, SCRATCH_BYTES, poll_read_scratch_up_to, poll_write_all};
 
-/// Answers that a client may leave unread before nothing more is read from it.
-const OUTPUT_BYTES_MAX: usize = 64 * 1024;
+/// Answers that a client may leave unread before nothing more is read from it. Messages that it has
+/// yet to take in do not count: their number and size have bounds of their own, and a client may well
+/// send its own first.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 /// A small PUBLISH. Reads are as large as the free window filled with such, and at least
 /// [`READ_BYTES_MIN`].
@@ -78,6 +80,8 @@ struct Core {
     paused: bool,
     draining_until: Option<Duration>,
     unflushed: bool,
+    /// How much of the unwritten output is messages to the device, at most.
+    delivery_bytes: usize,
     /// The peer takes nothing any more. What it said before is still read.
     write_error: Option<io::Error>,
     alarm: Alarm,
@@ -179,6 +183,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Running<S> {
                 paused: false,
                 draining_until: None,
                 unflushed: true,
+                delivery_bytes: 0,
                 write_error: None,
                 alarm,
                 expires,
@@ -337,6 +342,7 @@ impl Core {
             self.deliveries = None;
             return;
         }
+        deliveries.return_late(cx);
         if self.draining_until.is_some() || self.write_error.is_some() {
             return;
         }
@@ -349,7 +355,9 @@ impl Core {
             empty_values: self.subscriptions.empty_values,
             now: self.context.monotonic(),
         };
+        let before = self.engine.output_len();
         deliveries.send(cx, &mut self.engine, recipient);
+        self.delivery_bytes += self.engine.output_len() - before;
     }
 
     /// Writes what there is to write. A failure does not end the connection by itself: a client
@@ -371,6 +379,7 @@ impl Core {
                 drop(self.engine.take_output());
                 self.write_error = Some(error);
             }
+            self.delivery_bytes = self.delivery_bytes.min(self.engine.output_len());
         }
         if self.unflushed || self.write_error.is_some() {
             return Round::Idle;
@@ -438,7 +447,7 @@ impl Core {
     {
         let now = self.context.monotonic();
         // A client that does not take its answers is silent, whatever it sends meanwhile.
-        if self.draining_until.is_some() || self.engine.output_len() > OUTPUT_BYTES_MAX {
+        if self.draining_until.is_some() || !self.is_read() {
             // Its turn at the byte budget must not lie idle meanwhile.
             self.sender.withdraw();
             self.resume(now);
@@ -479,6 +488,11 @@ impl Core {
         }
     }
 
+    /// Whether the client takes its answers.
+    fn is_read(&self) -> bool {
+        self.engine.output_len().saturating_sub(self.delivery_bytes) <= ANSWER_BYTES_MAX
+    }
+
     /// Counts the client's silence again; until now it was this side's.
     fn resume(&mut self, now: Duration) {
         if std::mem::take(&mut self.paused) {
@@ -512,10 +526,7 @@ impl Core {
         now: Duration,
         read: &mut ReadSoFar,
     ) -> Result<(), Ending> {
-        while self.subscriptions.change.is_none()
-            && self.sender.has_room()
-            && self.engine.output_len() <= OUTPUT_BYTES_MAX
-        {
+        while self.subscriptions.change.is_none() && self.sender.has_room() && self.is_read() {
             let Some(event) = self.engine.next(input, now)? else {
                 return Ok(());
             };

@@ -75,9 +75,13 @@ impl Device {
         let (near, far) = duplex(bytes);
         let (context, drain) = ConnectionContext::of_test(hub.hub.clone(), Transport::Tls);
         let now = hub.clock.monotonic();
+        let options = ClientOptions {
+            wildcards_in_topics: true,
+            ..ClientOptions::default()
+        };
         Self {
             stream: far,
-            client: ClientConnection::new(connect, ClientOptions::default(), now).unwrap(),
+            client: ClientConnection::new(connect, options, now).unwrap(),
             input: Vec::new(),
             clock: Arc::clone(&hub.clock),
             drain,

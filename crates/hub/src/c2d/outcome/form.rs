@@ -6,8 +6,11 @@ use fieldpost_record::RecordError;
 
 use super::{ATTEMPTS_KEPT, Attempt, AttemptEnd, AttemptReceiver, Attempts, Cause};
 
-/// The version of all records here.
+/// The version of all records here but one.
 const VERSION: u8 = 1;
+
+/// The version of [`Told`], which tells it from the lines of history beside it.
+const VERSION_TOLD: u8 = 2;
 
 /// A record that is owed to the sender of a message, as the follower reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +94,42 @@ impl HistoryLine {
         };
         at_end(bytes)?;
         Ok(line)
+    }
+}
+
+/// That senders were told: what one feedback message tells of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::c2d) struct Told {
+    /// When the message was put into the feedback queue.
+    pub(in crate::c2d) at: Timestamp,
+    /// The numbers of the messages to devices.
+    pub(in crate::c2d) sequences: Vec<u64>,
+}
+
+impl Told {
+    pub(in crate::c2d) fn encode(&self) -> Bytes {
+        let mut out = BytesMut::with_capacity(1 + 8 + 8 * self.sequences.len());
+        out.put_u8(VERSION_TOLD);
+        out.put_i64_le(self.at.as_millis());
+        for sequence in &self.sequences {
+            out.put_u64_le(*sequence);
+        }
+        out.freeze()
+    }
+
+    /// Reads one; `None` when the record is something else.
+    pub(in crate::c2d) fn decode(record: &[u8]) -> Option<Self> {
+        let (version, mut rest) = record.split_first()?;
+        if *version != VERSION_TOLD {
+            return None;
+        }
+        let at = read_time(&mut rest).ok()?;
+        let (sequences, rest) = rest.as_chunks::<8>();
+        let sequences = sequences.iter().map(|bytes| u64::from_le_bytes(*bytes));
+        rest.is_empty().then(|| Self {
+            at,
+            sequences: sequences.collect(),
+        })
     }
 }
 
@@ -374,6 +413,15 @@ mod tests {
                 prop_assert!(FeedbackOwed::decode(&encoded[..cut]).is_err());
             }
 
+            let told = Told {
+                at: settled.at,
+                sequences: body.iter().map(|byte| u64::from(*byte) << 40).collect(),
+            };
+            let encoded = told.encode();
+            prop_assert_eq!(Told::decode(&encoded), Some(told));
+            prop_assert!(HistoryLine::decode(&encoded).is_err());
+            prop_assert!(body.is_empty() || Told::decode(&encoded[..encoded.len() - 1]).is_none());
+
             let letter = encode_dead_letter(&settled, &body);
             prop_assert_eq!(letter.len(), settled.size() + body.len());
             prop_assert_eq!(
@@ -388,7 +436,7 @@ mod tests {
             is_known in any::<bool>(),
         ) {
             if let (true, Some(first)) = (is_known, bytes.first_mut()) {
-                *first = VERSION;
+                *first = 1 + (*first & 1);
             }
             // Whatever is read says again what was written.
             if let Ok(owed) = FeedbackOwed::decode(&bytes) {
@@ -396,6 +444,9 @@ mod tests {
             }
             if let Ok(line) = HistoryLine::decode(&bytes) {
                 prop_assert_eq!(&line.encode()[..], &bytes[..]);
+            }
+            if let Some(told) = Told::decode(&bytes) {
+                prop_assert_eq!(&told.encode()[..], &bytes[..]);
             }
             let record = Bytes::from(bytes);
             if let Ok((settled, message)) = decode_dead_letter(&record) {

@@ -49,6 +49,12 @@ pub(in crate::c2d) enum Command {
         id: ReceiverId,
         window: usize,
     },
+    /// Say when it has been offered everything there is.
+    AskEnd {
+        queue: Arc<Named>,
+        id: ReceiverId,
+        number: u64,
+    },
     /// Remove it.
     Detach {
         queue: Arc<Named>,
@@ -111,6 +117,7 @@ impl Command {
             | Self::EnqueueOwn { queue, .. }
             | Self::Attach { queue, .. }
             | Self::Window { queue, .. }
+            | Self::AskEnd { queue, .. }
             | Self::Detach { queue, .. }
             | Self::Settle { queue, .. }
             | Self::GiveBack { queue, .. }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fieldpost_model::Timestamp;
+use fieldpost_model::limits::C2D_MESSAGE_BYTES_MAX;
 use fieldpost_store::StoreError;
 use fieldpost_store::queues::{ListQueue, Operation, OperationResult, QueueName, QueuePage};
 use futures_util::FutureExt;
@@ -13,9 +14,10 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::oneshot;
 
 use super::super::Shared;
+use super::super::budget::Charge;
 use super::super::lanes::FEEDBACK;
 use super::super::names::Named;
-use super::super::outcome::{self, Cause};
+use super::super::outcome;
 use super::super::queue::{
     Effect, Queue, READ_AHEAD, READ_AHEAD_BYTES, ReceiverId, RequestId, Settled, Waiter,
 };
@@ -35,12 +37,18 @@ const LOADS_MAX: usize = 64;
 pub(super) struct Owned {
     pub(super) named: Arc<Named>,
     pub(super) queue: Queue,
+    /// For the messages of `queue` that are in memory.
+    pub(super) charge: Charge,
+    /// Its place among those that wait for room for more of them; 0 for none.
+    pub(super) starved: u64,
     pub(super) inboxes: Vec<(ReceiverId, Arc<Inbox>)>,
+    /// Who waits to hear that there is nothing more, and the number of the question.
+    pub(super) asking: Vec<(ReceiverId, u64)>,
     pub(super) requests: HashMap<RequestId, oneshot::Sender<Result<Option<Delivery>, StoreError>>>,
     /// Requests that wait for a settlement.
     pub(super) settlements: HashMap<RequestId, oneshot::Sender<Result<(), SettleError>>>,
     pub(super) is_touched: bool,
-    /// The number of its present rest.
+    /// The number of its last rest, 0 when that is not remembered.
     pub(super) rest: u64,
 }
 
@@ -48,6 +56,8 @@ pub(super) struct Loaded {
     pub(super) queue: Arc<Named>,
     pub(super) after: u64,
     pub(super) page: Result<QueuePage, StoreError>,
+    /// For the page, until its messages are charged by their queue.
+    pub(super) reserved: Charge,
 }
 
 /// What an operation was for.
@@ -64,21 +74,79 @@ pub(super) enum Pending {
         queue: Arc<Named>,
         message: Bytes,
         expires: Timestamp,
+        depth_max: u64,
+        once: Option<u64>,
         reply: oneshot::Sender<Result<OperationResult, StoreError>>,
     },
     Settle {
         queue: Arc<Named>,
-        sequence: u64,
-        cause: Cause,
+        settled: Settled,
         is_feedback_owed: bool,
-        waiter: Waiter,
         removal: Option<u64>,
     },
     Count {
         queue: Arc<Named>,
         sequence: u64,
+        count: u32,
         waiter: Waiter,
     },
+}
+
+impl Pending {
+    /// The operation, once more.
+    pub(super) fn operation(&self, shared: &Shared, settings: &HubSettings) -> Operation {
+        match self {
+            Self::Enqueue {
+                queue,
+                message,
+                expires,
+                depth_max,
+                ..
+            } => Operation::Enqueue {
+                queue: queue.name.clone(),
+                message: message.clone(),
+                expires: *expires,
+                depth_max: *depth_max,
+                once: None,
+            },
+            Self::EnqueueOwn {
+                queue,
+                message,
+                expires,
+                depth_max,
+                once,
+                ..
+            } => Operation::Enqueue {
+                queue: queue.name.clone(),
+                message: message.clone(),
+                expires: *expires,
+                depth_max: *depth_max,
+                once: *once,
+            },
+            Self::Settle { queue, settled, .. } => {
+                settle(queue, settled, shared, &settings.cloud_to_device).0
+            }
+            Self::Count {
+                queue,
+                sequence,
+                count,
+                ..
+            } => Operation::SetDeliveryCount {
+                queue: queue.name.clone(),
+                sequence: *sequence,
+                count: *count,
+            },
+        }
+    }
+
+    /// Bytes of messages that are kept until it is answered.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Enqueue { message, .. } | Self::EnqueueOwn { message, .. } => message.len(),
+            Self::Settle { settled, .. } => settled.message.len(),
+            Self::Count { .. } => 0,
+        }
+    }
 }
 
 /// A [`Command::Remove`] that is under way.
@@ -125,11 +193,49 @@ pub(super) enum Timed {
 }
 
 impl Owned {
+    /// Charges what is in memory now.
+    pub(super) fn settle_charge(&mut self) {
+        self.charge.set(self.queue.bytes());
+    }
+
     pub(super) fn inbox(&self, id: ReceiverId) -> Option<&Arc<Inbox>> {
         let mut inboxes = self.inboxes.iter();
         inboxes
             .find(|(known, _)| *known == id)
             .map(|(_, inbox)| inbox)
+    }
+
+    /// Tells requests that go unanswered why.
+    pub(super) fn refuse(
+        &mut self,
+        error: &StoreError,
+        take: impl FnOnce(&mut Queue) -> Vec<RequestId>,
+    ) {
+        for request in take(&mut self.queue) {
+            if let Some(reply) = self.requests.remove(&request) {
+                // Whoever asked may have gone away.
+                let _ = reply.send(Err(error.clone()));
+            }
+        }
+    }
+
+    /// Tells those who asked, if they have been offered everything there is, or nothing is offered
+    /// at present.
+    pub(super) fn tell_ends(&mut self, is_held: bool) {
+        let Self {
+            asking,
+            inboxes,
+            queue,
+            ..
+        } = self;
+        asking.retain(|(id, number)| {
+            let is_exhausted = is_held || queue.is_exhausted(*id);
+            if is_exhausted && let Some((_, inbox)) = inboxes.iter().find(|(known, _)| known == id)
+            {
+                inbox.end(*number);
+            }
+            !is_exhausted
+        });
     }
 
     pub(super) fn tell(&mut self, waiter: Waiter, sequence: u64, told: Result<(), SettleError>) {
@@ -179,9 +285,7 @@ impl Outbox {
     }
 
     pub(super) fn push(&mut self, operation: Operation, pending: Pending) {
-        if let Operation::Enqueue { message, .. } = &operation {
-            self.bytes += message.len();
-        }
+        self.bytes += pending.bytes();
         self.operations.push(operation);
         self.pending.push(pending);
     }
@@ -264,10 +368,8 @@ impl Outbox {
                     operation,
                     Pending::Settle {
                         queue: named,
-                        sequence: settled.sequence,
-                        cause: settled.cause,
+                        settled,
                         is_feedback_owed,
-                        waiter: settled.waiter,
                         removal: None,
                     },
                 );
@@ -285,6 +387,7 @@ impl Outbox {
                 let pending = Pending::Count {
                     queue: named,
                     sequence,
+                    count,
                     waiter,
                 };
                 self.push(operation, pending);
@@ -308,13 +411,24 @@ impl Outbox {
         while loads.len() < LOADS_MAX
             && let Some((queue, after)) = self.waiting_loads.pop_front()
         {
+            let (limit, bytes_max) = if shared.held.has_room() {
+                (READ_AHEAD, READ_AHEAD_BYTES)
+            } else {
+                (1, C2D_MESSAGE_BYTES_MAX)
+            };
+            let reserved = Charge::new(&shared.held, bytes_max);
             let page = shared.queues.list(ListQueue {
                 queue: queue.name.clone(),
                 after,
-                limit: READ_AHEAD,
-                bytes_max: READ_AHEAD_BYTES,
+                limit,
+                bytes_max,
             });
-            let load = page.map(move |page| Loaded { queue, after, page });
+            let load = page.map(move |page| Loaded {
+                queue,
+                after,
+                page,
+                reserved,
+            });
             loads.push(load.boxed());
         }
     }
@@ -351,7 +465,7 @@ fn settle(
         settings,
         &named.key,
         settled.cause,
-        shared.now().wall,
+        shared.now().stamp,
         &settled.message,
         &settled.attempts,
         settled.delivery_count,

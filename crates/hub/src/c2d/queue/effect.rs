@@ -22,7 +22,10 @@ pub(in crate::c2d) struct Rules {
 /// The present, on both clocks.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::c2d) struct Now {
+    /// What ends by itself goes by this.
     pub(in crate::c2d) wall: Timestamp,
+    /// What is written down goes by this, which is later while the wall clock is doubted.
+    pub(in crate::c2d) stamp: Timestamp,
     pub(in crate::c2d) monotonic: Duration,
 }
 

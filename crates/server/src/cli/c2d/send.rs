@@ -185,7 +185,7 @@ async fn follow(
 fn tell(args: &SendArgs, id: &str, found: Option<Value>) -> anyhow::Result<ExitCode> {
     let Some(message) = found else {
         bail!(
-            "message `{id}` is gone without a trace: it was purged, its device was deleted, or the hub keeps no history"
+            "message `{id}` is gone without a trace: its device was deleted, or the hub keeps no history"
         );
     };
     let is_completed = cell(&message, "state") == "completed";

@@ -1,10 +1,7 @@
 //! What the service clients of .NET, Java and C are documented to do on the service endpoint.
 
 use fieldpost_amqp::message::{Message, Properties, put_data, put_map, put_properties, section};
-use fieldpost_amqp::performative::{
-    Attach, DeliveryState, Disposition, Performative, RcvSettleMode, Role, SndSettleMode, Source,
-    Target,
-};
+use fieldpost_amqp::performative::{Attach, DeliveryState, Performative, Role, Source, Target};
 use fieldpost_amqp::value::{Symbol, Value, ValueRef};
 
 use super::service::{Device, feedback_owed, records};
@@ -13,7 +10,6 @@ use super::*;
 
 /// The address as .NET writes it: absolute.
 const NET_DEVICE_BOUND: &str = "amqps://localhost:5671/messages/deviceBound";
-const NET_FEEDBACK: &str = "amqps://localhost:5671/messages/serviceBound/feedback";
 
 /// A message for `to` with an id and these application properties.
 fn message(to: &str, properties: &[(&str, &str)]) -> BytesMut {
@@ -38,15 +34,12 @@ fn message(to: &str, properties: &[(&str, &str)]) -> BytesMut {
 
 /// Waits for the answer to one message.
 async fn answered(wire: &mut Wire, delivery_id: u32) -> DeliveryState {
-    loop {
-        if let Performative::Disposition(disposition) = wire.hear().await.0 {
-            assert_eq!(disposition.role, Role::Receiver);
-            assert_eq!(disposition.first, delivery_id);
-            assert_eq!(disposition.last.unwrap_or(delivery_id), delivery_id);
-            assert!(disposition.settled);
-            return disposition.state.expect("a state");
-        }
-    }
+    let disposition = wire.disposition().await;
+    assert_eq!(disposition.role, Role::Receiver);
+    assert_eq!(disposition.first, delivery_id);
+    assert_eq!(disposition.last.unwrap_or(delivery_id), delivery_id);
+    assert!(disposition.settled);
+    disposition.state.expect("a state")
 }
 
 /// Sends a message for `to` and expects it to be accepted, and `device` to have it.
@@ -56,59 +49,15 @@ async fn sends(wire: &mut Wire, handle: u32, to: &str, device: &Device) {
     assert_eq!(device.take().await.to, to);
 }
 
-/// Attaches for feedback as .NET does, which settles second, and grants one delivery.
-async fn net_iot_receives_feedback(wire: &mut Wire) -> u32 {
-    let handle = 9;
-    let answer = wire
-        .attach(Attach {
-            name: "feedback".to_owned(),
-            handle,
-            role: Role::Receiver,
-            snd_settle_mode: SndSettleMode::Mixed,
-            rcv_settle_mode: RcvSettleMode::Second,
-            source: Some(Source::from_address(NET_FEEDBACK)),
-            target: Some(Target::to("amqps://localhost:5671/")),
-            ..Attach::default()
-        })
-        .await;
-    assert_eq!(answer.rcv_settle_mode, RcvSettleMode::Second);
-    assert!(answer.source.is_some());
-    wire.credit(handle, 1).await;
-    handle
-}
-
-/// The next feedback message: its delivery id, tag and bytes.
-async fn feedback(wire: &mut Wire) -> (u32, Vec<u8>, Vec<u8>) {
-    loop {
-        if let (Performative::Transfer(transfer), payload) = wire.hear_later().await {
-            assert_eq!(transfer.settled, Some(false));
-            let tag = transfer.delivery_tag.unwrap().as_bytes().to_vec();
-            return (transfer.delivery_id.unwrap(), tag, payload);
-        }
-    }
-}
-
 /// Tells an outcome without settling it, as .NET does, and expects it to be settled with
 /// `accepted`: its call times out on anything else.
 async fn confirmed(wire: &mut Wire, delivery_id: u32, state: DeliveryState) {
-    let disposition = Disposition {
-        role: Role::Receiver,
-        first: delivery_id,
-        last: None,
-        settled: false,
-        state: Some(state),
-        batchable: true,
-    };
-    wire.send(&Performative::Disposition(disposition)).await;
-    loop {
-        if let Performative::Disposition(answer) = wire.hear().await.0 {
-            assert_eq!(answer.role, Role::Sender);
-            assert_eq!(answer.first, delivery_id);
-            assert!(answer.settled);
-            assert_eq!(answer.state, Some(DeliveryState::Accepted));
-            return;
-        }
-    }
+    wire.judge(delivery_id, state, false).await;
+    let answer = wire.disposition().await;
+    assert_eq!(answer.role, Role::Sender);
+    assert_eq!(answer.first, delivery_id);
+    assert!(answer.settled);
+    assert_eq!(answer.state, Some(DeliveryState::Accepted));
 }
 
 #[tokio::test]
@@ -213,8 +162,8 @@ async fn net_iot_finds_every_part_of_feedback_in_its_type() {
     let device = Device::new(&hub, "dev1").await;
     feedback_owed(&hub, &device).await;
     let mut wire = Wire::net_iot(&hub).await;
-    net_iot_receives_feedback(&mut wire).await;
-    let (_, tag, bytes) = feedback(&mut wire).await;
+    wire.net_iot_feedback(1).await;
+    let (_, tag, bytes) = wire.feedback().await;
     assert_eq!(tag.len(), 16);
     let message = Message::parse(&bytes).unwrap();
     let properties = message.properties().unwrap();
@@ -243,13 +192,13 @@ async fn net_iot_completes_feedback_with_an_unsettled_disposition() {
     let device = Device::new(&hub, "dev1").await;
     feedback_owed(&hub, &device).await;
     let mut wire = Wire::net_iot(&hub).await;
-    let handle = net_iot_receives_feedback(&mut wire).await;
-    let (delivery_id, ..) = feedback(&mut wire).await;
+    let handle = wire.net_iot_feedback(1).await;
+    let (delivery_id, ..) = wire.feedback().await;
     confirmed(&mut wire, delivery_id, DeliveryState::Accepted).await;
     // It is gone: what comes next is another one.
     feedback_owed(&hub, &device).await;
     wire.credit(handle, 2).await;
-    let (_, _, bytes) = feedback(&mut wire).await;
+    let (_, _, bytes) = wire.feedback().await;
     assert_ne!(annotation(&bytes, "x-opt-sequence-number"), Value::ULong(0));
     let delivery_count = Message::parse(&bytes)
         .unwrap()
@@ -265,11 +214,11 @@ async fn net_iot_abandons_feedback_and_is_answered_accepted() {
     let device = Device::new(&hub, "dev1").await;
     feedback_owed(&hub, &device).await;
     let mut wire = Wire::net_iot(&hub).await;
-    let handle = net_iot_receives_feedback(&mut wire).await;
-    let (delivery_id, _, first) = feedback(&mut wire).await;
+    let handle = wire.net_iot_feedback(1).await;
+    let (delivery_id, _, first) = wire.feedback().await;
     confirmed(&mut wire, delivery_id, DeliveryState::Released).await;
     wire.credit(handle, 2).await;
-    let (_, _, second) = feedback(&mut wire).await;
+    let (_, _, second) = wire.feedback().await;
     let sequence = "x-opt-sequence-number";
     assert_eq!(annotation(&first, sequence), annotation(&second, sequence));
     let header = Message::parse(&second).unwrap().header.unwrap();
@@ -360,23 +309,15 @@ async fn accepts_feedback(hub: &TestHub, wire: &mut Wire, address: &str) {
     })
     .await;
     wire.credit(handle, 100).await;
-    let (delivery_id, _, bytes) = feedback(wire).await;
+    let (delivery_id, _, bytes) = wire.feedback().await;
     // C's client compares this word in lower case, and takes an empty array for an error.
     let records = records(&bytes);
     let description = records[0]["description"].as_str().unwrap();
     assert_eq!(description.to_ascii_lowercase(), "success");
-    let disposition = Disposition {
-        role: Role::Receiver,
-        first: delivery_id,
-        last: Some(delivery_id),
-        settled: true,
-        state: Some(DeliveryState::Accepted),
-        batchable: false,
-    };
-    wire.send(&Performative::Disposition(disposition)).await;
+    wire.judge(delivery_id, DeliveryState::Accepted, true).await;
     // The next one is another one.
     feedback_owed(hub, &device).await;
-    let (_, _, next) = feedback(wire).await;
+    let (_, _, next) = wire.feedback().await;
     let sequence = "x-opt-sequence-number";
     assert_ne!(annotation(&bytes, sequence), annotation(&next, sequence));
 }

@@ -125,6 +125,15 @@ impl Peer {
         }
     }
 
+    /// Says what there is to say, gives the hub time, and hears nothing from it.
+    pub(super) async fn hears_nothing(&mut self) {
+        tokio::select! {
+            biased;
+            event = self.event() => panic!("{event:?}"),
+            () = nudge() => {}
+        }
+    }
+
     /// The next event, which must come; news of credit aside.
     pub(super) async fn event(&mut self) -> Event {
         loop {

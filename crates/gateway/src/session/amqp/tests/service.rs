@@ -2,7 +2,7 @@
 
 use fieldpost_amqp::frame::{FrameType, put_frame};
 use fieldpost_amqp::message::{Message, Properties, put_data, put_map, put_properties, section};
-use fieldpost_amqp::performative::{DeliveryState, Performative, Role, Transfer};
+use fieldpost_amqp::performative::{DeliveryState, Role, Transfer};
 use fieldpost_amqp::value::{Value, ValueRef};
 use fieldpost_amqp::{Delivery, Outcome};
 use fieldpost_hub::auth::DevicePrincipal;
@@ -13,6 +13,7 @@ use fieldpost_store::{Health, HealthLevel};
 
 use super::wire::Wire;
 use super::*;
+use crate::listen::limits::GatewayLimits;
 
 pub(super) const DEVICE_BOUND: &str = "/messages/devicebound";
 pub(super) const FEEDBACK: &str = "/messages/serviceBound/feedback";
@@ -195,6 +196,45 @@ async fn a_message_is_accepted_when_it_is_durable_and_not_before() {
     assert_eq!(seen.body, b"hello");
 }
 
+/// A service that is not answered sends again, and the device would get the message twice.
+#[tokio::test]
+async fn a_hub_that_stops_answers_for_what_it_has_taken_and_takes_nothing_more() {
+    let hub = TestHub::automatic().await;
+    let device = Device::new(&hub, "dev1").await;
+    let mut peer = Peer::with_token(&hub).await;
+    let link = peer.commands().await;
+    hub.store.queues.withhold(true);
+    let sent = peer.send(link, &command(TO_DEV1, |_| (), b"taken"), false);
+    peer.in_step(&hub).await;
+    peer.drain.send_replace(true);
+    nudge().await;
+    assert!(!peer.served.is_finished());
+    peer.send(link, &command(TO_DEV1, |_| (), b"too late"), false);
+    peer.hears_nothing().await;
+    hub.store.queues.withhold(false);
+    let outcome = peer.outcome().await;
+    assert_eq!(outcome.delivery_id, sent);
+    assert_eq!(outcome.state, Some(DeliveryState::Accepted));
+    while !matches!(peer.event().await, Event::Closed(Some(_))) {}
+    assert_eq!(device.take().await.body, b"taken");
+    assert_eq!(device.waiting().await, 0);
+}
+
+#[tokio::test]
+async fn a_hub_that_stops_waits_for_a_store_only_so_long() {
+    let hub = TestHub::automatic().await;
+    Device::new(&hub, "dev1").await;
+    let mut peer = Peer::with_token(&hub).await;
+    let link = peer.commands().await;
+    hub.store.queues.withhold(true);
+    peer.send(link, &command(TO_DEV1, |_| (), b"hello"), false);
+    peer.in_step(&hub).await;
+    peer.drain.send_replace(true);
+    nudge().await;
+    hub.clock.advance(GatewayLimits::default().linger);
+    while !matches!(peer.event().await, Event::Closed(Some(_))) {}
+}
+
 #[tokio::test]
 async fn consecutive_messages_are_answered_in_one_frame() {
     let hub = TestHub::automatic().await;
@@ -212,10 +252,9 @@ async fn consecutive_messages_are_answered_in_one_frame() {
     hub.store.queues.withhold(false);
     let mut answers = Vec::new();
     while answers.len() < 3 {
-        if let Performative::Disposition(answer) = wire.hear().await.0 {
-            let accepted = answer.state == Some(DeliveryState::Accepted);
-            answers.push((answer.first, answer.last, accepted));
-        }
+        let answer = wire.disposition().await;
+        let accepted = answer.state == Some(DeliveryState::Accepted);
+        answers.push((answer.first, answer.last, accepted));
     }
     answers.sort_unstable();
     assert_eq!(
@@ -381,6 +420,39 @@ async fn a_hub_without_room_on_its_disk_grants_no_credit_until_there_is_some() {
         let event = next_event(&mut peer.engine, &mut peer.stream, &peer.clock).await;
         assert!(matches!(event, Some(Event::Credit(_))), "{event:?}");
     }
+    peer.send(link, &command(TO_DEV1, |_| (), b"a"), false);
+    assert_eq!(peer.outcome().await.state, Some(DeliveryState::Accepted));
+    assert_eq!(device.take().await.body, b"a");
+}
+
+/// What a store that takes nothing more refuses is told; nobody waits for credit that never comes.
+#[tokio::test]
+async fn a_hub_whose_store_is_read_only_refuses_messages_and_says_so() {
+    let hub = TestHub::automatic().await;
+    Device::new(&hub, "dev1").await;
+    let mut peer = Peer::with_token(&hub).await;
+    let before = peer.commands().await;
+    let reason = Some("a test".into());
+    let level = HealthLevel::ReadOnly;
+    hub.store.log.set_health(Health { level, reason });
+    let after = peer.commands().await;
+    for link in [before, after] {
+        peer.send(link, &command(TO_DEV1, |_| (), b"a"), false);
+        let refused = peer.refusal().await;
+        assert_eq!(refused.0, "com.microsoft:server-busy");
+        assert!(peer.engine.sendable(link) > 0);
+    }
+}
+
+/// The bound of the event log is none of the queues' business.
+#[tokio::test]
+async fn an_event_log_at_its_bound_holds_no_messages_to_devices_back() {
+    let hub = TestHub::automatic().await;
+    let device = Device::new(&hub, "dev1").await;
+    hub.store.log.hold(true);
+    assert_eq!(hub.hub.health().borrow().level, HealthLevel::HoldMessages);
+    let mut peer = Peer::with_token(&hub).await;
+    let link = peer.commands().await;
     peer.send(link, &command(TO_DEV1, |_| (), b"a"), false);
     assert_eq!(peer.outcome().await.state, Some(DeliveryState::Accepted));
     assert_eq!(device.take().await.body, b"a");
@@ -569,13 +641,9 @@ async fn a_message_in_several_frames_is_put_together() {
         });
         wire.say(&frame).await;
     }
-    loop {
-        if let Performative::Disposition(answer) = wire.hear().await.0 {
-            assert_eq!(answer.first, 5);
-            assert_eq!(answer.state, Some(DeliveryState::Accepted));
-            break;
-        }
-    }
+    let answer = wire.disposition().await;
+    assert_eq!(answer.first, 5);
+    assert_eq!(answer.state, Some(DeliveryState::Accepted));
     assert_eq!(device.take().await.body, [7; 3000]);
 }
 

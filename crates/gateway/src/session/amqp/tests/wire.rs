@@ -11,23 +11,29 @@ use fieldpost_amqp::frame::{
 };
 use fieldpost_amqp::message::{Message, Properties, put_map, put_properties, put_value, section};
 use fieldpost_amqp::performative::{
-    Attach, Begin, Flow, Open, Performative, Role, Source, Target, Transfer,
+    Attach, Begin, DeliveryState, Disposition, Flow, Open, Performative, RcvSettleMode, Role,
+    SndSettleMode, Source, Target, Transfer,
 };
 use fieldpost_amqp::sasl::{Plain, SaslCode, SaslFrame, mechanism};
 use fieldpost_amqp::value::ValueRef;
 use fieldpost_hub::clock::ManualClock;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::sync::watch;
 
 use super::super::serve;
 use super::peer::nudge;
 use crate::context::{ConnectionContext, Transport};
 use crate::testing::TestHub;
 
+/// The address as .NET writes it: absolute.
+const NET_FEEDBACK: &str = "amqps://localhost:5671/messages/serviceBound/feedback";
+
 /// The client's end of one connection.
 pub(super) struct Wire {
     stream: DuplexStream,
     input: BytesMut,
     clock: Arc<ManualClock>,
+    pub(super) drain: watch::Sender<bool>,
 }
 
 impl Wire {
@@ -35,14 +41,12 @@ impl Wire {
     fn new(hub: &TestHub) -> Self {
         let (near, far) = duplex(64 * 1024);
         let (context, drain) = ConnectionContext::of_test(hub.hub.clone(), Transport::Tls);
-        tokio::spawn(async move {
-            serve(far, context).await;
-            drop(drain);
-        });
+        tokio::spawn(serve(far, context));
         Self {
             stream: near,
             input: BytesMut::new(),
             clock: Arc::clone(&hub.clock),
+            drain,
         }
     }
 
@@ -228,6 +232,60 @@ impl Wire {
             ..Flow::default()
         };
         self.send(&Performative::Flow(Box::new(flow))).await;
+    }
+
+    /// Attaches for feedback as .NET does, which settles second, and grants so many deliveries.
+    pub(super) async fn net_iot_feedback(&mut self, credit: u32) -> u32 {
+        let handle = 9;
+        let answer = self
+            .attach(Attach {
+                name: "feedback".to_owned(),
+                handle,
+                role: Role::Receiver,
+                snd_settle_mode: SndSettleMode::Mixed,
+                rcv_settle_mode: RcvSettleMode::Second,
+                source: Some(Source::from_address(NET_FEEDBACK)),
+                target: Some(Target::to("amqps://localhost:5671/")),
+                ..Attach::default()
+            })
+            .await;
+        assert_eq!(answer.rcv_settle_mode, RcvSettleMode::Second);
+        assert!(answer.source.is_some());
+        self.credit(handle, credit).await;
+        handle
+    }
+
+    /// The next feedback message: its delivery id, tag and bytes.
+    pub(super) async fn feedback(&mut self) -> (u32, Vec<u8>, Vec<u8>) {
+        loop {
+            if let (Performative::Transfer(transfer), payload) = self.hear_later().await {
+                assert_eq!(transfer.settled, Some(false));
+                let tag = transfer.delivery_tag.unwrap().as_bytes().to_vec();
+                return (transfer.delivery_id.unwrap(), tag, payload);
+            }
+        }
+    }
+
+    /// Says what becomes of a delivery, and whether that settles it: .NET waits for the hub to do so.
+    pub(super) async fn judge(&mut self, delivery_id: u32, state: DeliveryState, settled: bool) {
+        let disposition = Disposition {
+            role: Role::Receiver,
+            first: delivery_id,
+            last: None,
+            settled,
+            state: Some(state),
+            batchable: true,
+        };
+        self.send(&Performative::Disposition(disposition)).await;
+    }
+
+    /// The next thing that the hub says of a delivery.
+    pub(super) async fn disposition(&mut self) -> Disposition {
+        loop {
+            if let Performative::Disposition(disposition) = self.hear().await.0 {
+                return disposition;
+            }
+        }
     }
 
     /// Sends a message in one frame.

@@ -1,6 +1,8 @@
 //! Cloud-to-device messages: when they go out, what completes them, and what comes again.
 
-use fieldpost_hub::c2d::Target;
+use std::task::{Context, Waker};
+
+use fieldpost_hub::c2d::{Settlement, Target};
 use fieldpost_model::{CloudMessage, Identity};
 use fieldpost_mqtt::PacketId;
 
@@ -275,6 +277,50 @@ async fn a_client_that_reads_slowly_is_not_silent() {
     }
 }
 
+/// The longest topic and a large body are more than the hub lets a client leave unread of its
+/// answers. One that sends before it reads on, as single-threaded ones do, waited for the hub, and
+/// the hub for it.
+#[tokio::test]
+async fn a_client_may_send_before_it_takes_in_the_largest_message() {
+    let fleet = Fleet::automatic().await;
+    let mut message = CloudMessage {
+        body: vec![b'x'; 44_000].into(),
+        ..large()
+    };
+    // Each space is three bytes of the topic.
+    message
+        .properties
+        .set("p".into(), Some(" ".repeat(21_000).into()));
+    fleet.send_message(&message).await;
+    let mut device = Device::connect_within(&fleet.hub, &fleet.hello(), 4096);
+    device.expect(NEW_SESSION).await;
+    device.subscribe_commands(Qos::AtLeastOnce).await;
+    let event = device.publish(EVENTS, &[b'y'; 30_000]);
+    let sent = tokio::time::timeout(Duration::from_secs(20), device.flush()).await;
+    sent.expect("the hub reads");
+    // It does not remember any number of answers for whoever reads nothing at all.
+    let pings = PINGREQ.repeat(64 * 1024);
+    tokio::select! {
+        biased;
+        _ = device.stream.write_all(&pings) => panic!("the hub must stop reading"),
+        () = async {
+            for _ in 0..1000 {
+                tokio::task::yield_now().await;
+            }
+        } => {}
+    }
+    assert_eq!(device.came().await.body.len(), 44_000);
+    loop {
+        match device.next().await {
+            Seen::Pingresp => {}
+            seen => {
+                assert_eq!(seen, Seen::Puback(event));
+                break;
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn what_expires_behind_an_unread_message_does_not_come() {
     let fleet = Fleet::automatic().await;
@@ -456,6 +502,55 @@ async fn after_unsubscribing_nothing_comes_but_what_came_can_be_acknowledged() {
     assert_eq!(bodies(&after), ["16", "17", "new"]);
 }
 
+/// The hub may be about to deliver something when it hears that the client has unsubscribed. Nobody
+/// else could have had the message until the client acknowledged what it had in flight.
+#[tokio::test]
+async fn what_is_delivered_while_the_client_unsubscribes_is_free_at_once() {
+    let fleet = Fleet::automatic().await;
+    let principal = fleet.hub.principal(&dev1()).await;
+    let c2d = fleet.hub.hub.c2d();
+    fleet.send("held elsewhere").await;
+    let held = c2d.receive_one(&principal, None).await.unwrap().unwrap();
+    let hello = Connect {
+        clean_session: true,
+        ..fleet.hello()
+    };
+    let mut device = fleet.connected_as(&hello).await;
+    device.subscribe_commands(Qos::AtLeastOnce).await;
+    fleet.send("in flight").await;
+    assert_eq!(device.came().await.body, "in flight");
+    // The owner of the queue hears all of this at once, and so much of it that it delivers before
+    // it comes to the end, where the subscription is over.
+    let now = device.clock.monotonic();
+    device.client.unsubscribe(&[COMMANDS], now).unwrap();
+    device.flush().await;
+    let mut abandoned = Box::pin(c2d.settle(&principal, held.lock, Settlement::Abandon));
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(abandoned.as_mut().poll(&mut cx).is_pending());
+    let mut sender = c2d.sender("service");
+    let much = vec![b'x'; 60_000];
+    for ticket in 0..80 {
+        let message = CloudMessage {
+            to: "/devices/dev1/messages/devicebound".into(),
+            body: much[..].into(),
+            ..CloudMessage::default()
+        };
+        let target = Target {
+            identity: dev1(),
+            fallback: None,
+        };
+        sender.send(ticket, target, &message);
+    }
+    device.expect(Seen::Unsuback).await;
+    abandoned.await.unwrap();
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+    let next = c2d.receive_one(&principal, None).await.unwrap().unwrap();
+    assert_eq!(next.sequence, held.sequence);
+    device.ping().await;
+}
+
 #[tokio::test]
 async fn a_device_may_reject_and_abandon() {
     let fleet = Fleet::automatic().await;
@@ -593,4 +688,55 @@ async fn a_drained_connection_gets_no_more_and_gives_back_what_it_has() {
     let again = device.came().await;
     assert_eq!(again, Came { dup: true, ..first });
     assert_eq!(device.came().await.body, "b");
+}
+
+/// No SDK encodes the id in client id, user name or topic, so each is compared as it is, also where
+/// it looks like a wildcard or an escape.
+#[tokio::test]
+async fn a_device_id_stands_in_topics_as_it_is() {
+    const ID: &str = "a+b#c%41?$=";
+    let hub = TestHub::automatic().await;
+    let key = hub.device(ID).await;
+    let token = sas_token(&format!("localhost/devices/{ID}"), &key, expiry(3600));
+    let user_name = format!("localhost/{ID}/?api-version=2021-04-12");
+    let connect = Connect {
+        client_id: ID,
+        clean_session: false,
+        keep_alive_s: 60,
+        will: None,
+        user_name: Some(&user_name),
+        password: Some(token.as_bytes()),
+    };
+    let mut device = Device::connect(&hub, &connect);
+    device.expect(NEW_SESSION).await;
+    device.subscribe(&[(
+        &format!("devices/{ID}/messages/devicebound/#"),
+        Qos::AtLeastOnce,
+    )]);
+    device
+        .expect(Seen::Suback(vec![SubackCode::Granted(Qos::AtLeastOnce)]))
+        .await;
+    let event = device.publish(&format!("devices/{ID}/messages/events/a=b"), b"one");
+    device.expect(Seen::Puback(event)).await;
+    assert_eq!(hub.events(ID).await[0].body, "one");
+    let message = CloudMessage {
+        to: "x".into(),
+        body: b"two"[..].into(),
+        ..CloudMessage::default()
+    };
+    let target = Target {
+        identity: Identity::of_device(ID.parse().unwrap()),
+        fallback: None,
+    };
+    let mut sender = hub.hub.c2d().sender("service");
+    sender.send_one(target, &message).await.unwrap();
+    let Seen::Publish { topic, payload, .. } = device.next().await else {
+        panic!("the message must come");
+    };
+    let prefix = format!("devices/{ID}/messages/devicebound/%24.to=x");
+    assert!(topic.starts_with(&prefix), "{topic}");
+    assert_eq!(payload, "two");
+    // Somebody else's, by any reading of it.
+    device.publish("devices/axb#c%41?$=/messages/events/", b"three");
+    device.expect(Seen::Closed).await;
 }
