@@ -13,6 +13,8 @@ pub struct StoreHealth {
     level: AtomicU8,
     causes: Mutex<Causes>,
     shown: watch::Sender<Health>,
+    /// Without what holds the log alone back.
+    shown_to_queues: watch::Sender<Health>,
 }
 
 #[derive(Debug, Default)]
@@ -36,6 +38,7 @@ impl StoreHealth {
             level: AtomicU8::new(0),
             causes: Mutex::default(),
             shown: watch::Sender::new(Health::OK),
+            shown_to_queues: watch::Sender::new(Health::OK),
         }
     }
 
@@ -43,6 +46,12 @@ impl StoreHealth {
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<Health> {
         self.shown.subscribe()
+    }
+
+    /// Follows what of it concerns the queues: all but what holds the log alone back.
+    #[must_use]
+    pub fn subscribe_to_queues(&self) -> watch::Receiver<Health> {
+        self.shown_to_queues.subscribe()
     }
 
     /// Turns the store read-only until it is opened anew, and says so in the log. The first
@@ -120,7 +129,13 @@ impl StoreHealth {
     }
 
     fn show(&self, causes: &Causes) {
-        let health = causes.worst();
+        let of_queues = causes.worst_with(None);
+        self.shown_to_queues.send_if_modified(|shown| {
+            let is_other = *shown != of_queues;
+            *shown = of_queues;
+            is_other
+        });
+        let health = causes.worst_with(causes.log.as_ref());
         self.level.store(health.level as u8, Ordering::Release);
         self.shown.send_if_modified(|shown| {
             if *shown == health {
@@ -137,17 +152,15 @@ impl StoreHealth {
 }
 
 impl Causes {
-    fn worst(&self) -> Health {
+    /// The worst of failure, disk, and the log's reason if it counts.
+    fn worst_with(&self, log: Option<&Arc<str>>) -> Health {
         if let Some(reason) = &self.failure {
             return Health {
                 level: HealthLevel::ReadOnly,
                 reason: Some(Arc::clone(reason)),
             };
         }
-        let log = self
-            .log
-            .as_ref()
-            .map(|reason| (HealthLevel::HoldMessages, reason));
+        let log = log.map(|reason| (HealthLevel::HoldMessages, reason));
         let disk = self.disk.as_ref().map(|(level, reason)| (*level, reason));
         match worse(log, disk) {
             Some((level, reason)) => Health {
@@ -177,17 +190,21 @@ mod tests {
     fn the_worst_cause_is_shown_and_a_failure_stays() {
         let health = StoreHealth::new();
         let shown = health.subscribe();
+        let shown_to_queues = health.subscribe_to_queues();
         let level = || shown.borrow().level;
+        let level_of_queues = || shown_to_queues.borrow().level;
         assert!(health.admit_message().is_ok());
 
         health.set_log_hold(Some("bound"));
         assert_eq!(level(), HealthLevel::HoldMessages);
         assert!(matches!(health.admit_message(), Err(StoreError::Full)));
         assert!(health.admit_change().is_ok());
+        assert_eq!(level_of_queues(), HealthLevel::Ok);
 
         health.set_disk(HealthLevel::HoldAll, "no room");
         assert_eq!(level(), HealthLevel::HoldAll);
         assert!(matches!(health.admit_change(), Err(StoreError::Full)));
+        assert_eq!(level_of_queues(), HealthLevel::HoldAll);
 
         health.set_disk(HealthLevel::Ok, "");
         assert_eq!(level(), HealthLevel::HoldMessages);
@@ -197,6 +214,7 @@ mod tests {
         health.fail("first");
         health.fail("second");
         assert_eq!(level(), HealthLevel::ReadOnly);
+        assert_eq!(level_of_queues(), HealthLevel::ReadOnly);
         assert_eq!(shown.borrow().reason.as_deref(), Some("first"));
         assert!(matches!(
             health.admit_change(),

@@ -91,6 +91,12 @@ impl SimDisk {
         self.lock().calls
     }
 
+    /// Calls made so far that change or sync something.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.lock().changes
+    }
+
     /// The kinds of the last calls, oldest first, with their numbers.
     #[must_use]
     pub fn last_calls(&self) -> Vec<(u64, &'static str)> {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::OpenError;
 use super::journal::{self, Journals};
+use super::secret::Secret;
 
 /// Makes a store with `fill`, beside `path`, and puts it in place whole, because fjall does not open
 /// what a crash left of a creation.
@@ -63,8 +64,8 @@ pub(super) fn check_files(path: &Path) -> Result<File, OpenError> {
 }
 
 /// Cuts off what a crash tore, and refuses what is damaged.
-pub(super) fn repair_journals(path: &Path) -> Result<(), OpenError> {
-    match journal::inspect(path).map_err(io_error("read", path))? {
+pub(super) fn repair_journals(path: &Path, secret: Option<&Secret>) -> Result<(), OpenError> {
+    match journal::inspect(path, secret).map_err(io_error("read", path))? {
         Journals::Whole => Ok(()),
         Journals::Torn { file, valid_bytes } => {
             tracing::info!(

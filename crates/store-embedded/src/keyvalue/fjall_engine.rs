@@ -10,8 +10,9 @@ use std::time::Duration;
 use fjall::{Database, Guard, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Snapshot};
 
 use super::engine::{Engine, EngineError, KeyRange, Space, View, Visit, Writes};
-use super::files::{self, check_files, damaged, exists, repair_journals};
+use super::files::{self, check_files, damaged, exists, io_error, repair_journals};
 use super::rows::{FORMAT, FORMAT_KEY, format_row};
+use super::secret::{SECRET_KEY, Secret};
 use super::{OpenError, load};
 use crate::documents::layout::{STATE_KEY, StateRow, state_row};
 use crate::queues::layout::{SEQUENCE_KEY, sequence_row};
@@ -38,6 +39,9 @@ const WAIT_FOR_WORKERS: Duration = Duration::from_millis(2);
 pub(super) struct FjallEngine {
     database: Database,
     tables: Tables,
+    /// In front of each batch; none in a store that an earlier version made, until it is opened to
+    /// be written.
+    secret: Option<Secret>,
 }
 
 /// By the numbers of their spaces; a store of an older format has fewer.
@@ -53,27 +57,43 @@ impl FjallEngine {
         let opened = Self::open_as_it_is(path)?;
         let format = load::format(path, &*opened.snapshot())?;
         if format < FORMAT {
-            return opened.upgrade(path, format);
+            return opened.upgrade(path, format)?.with_secret(path);
         }
         files::end_upgrade(path)?;
-        Ok(opened)
+        opened.with_secret(path)
+    }
+
+    /// Gives a store without a secret one, and writes a batch that has it: those before it have
+    /// none, and count by one that comes after them.
+    fn with_secret(mut self, path: &Path) -> Result<Self, OpenError> {
+        if self.secret.is_some() {
+            return Ok(self);
+        }
+        let secret = choose_secret(path)?;
+        self.secret = Some(secret.clone());
+        self.write_first(path, &Writes::default())?;
+        secret.store(path).map_err(io_error("write into", path))?;
+        Ok(self)
     }
 
     /// Opens the store at `path` in the format that it has.
     pub(super) fn open_as_it_is(path: &Path) -> Result<Self, OpenError> {
         let lock = check_files(path)?;
-        repair_journals(path)?;
+        let secret = Secret::load(path).map_err(io_error("read", path))?;
+        repair_journals(path, secret.as_ref())?;
         // fjall takes the lock itself.
         drop(lock);
         let database = open_database(path)?;
         let oldest = Self {
             tables: Tables::open(path, &database, 1)?,
             database,
+            secret,
         };
         let format = load::format(path, &*oldest.snapshot())?;
         Ok(Self {
             tables: Tables::open(path, &oldest.database, format)?,
             database: oldest.database,
+            secret: oldest.secret,
         })
     }
 
@@ -85,7 +105,7 @@ impl FjallEngine {
         let engine = self.make_tables(path)?;
         let mut writes = Writes::default();
         writes.put(Space::Meta, FORMAT_KEY, &format_row(FORMAT));
-        writes.put(Space::Meta, SEQUENCE_KEY, &sequence_row(0));
+        writes.put(Space::Meta, SEQUENCE_KEY, &sequence_row(0, []));
         engine.write_first(path, &writes)?;
         files::end_upgrade(path)?;
         Ok(engine)
@@ -95,6 +115,7 @@ impl FjallEngine {
         Ok(Self {
             tables: Tables::create(path, &self.database)?,
             database: self.database,
+            secret: self.secret,
         })
     }
 
@@ -103,6 +124,13 @@ impl FjallEngine {
             path: path.to_owned(),
             reason: error.to_string(),
         })
+    }
+
+    /// Writes a table of its own of what is in memory only.
+    #[cfg(test)]
+    pub(super) fn flush(&self, space: Space) {
+        let table = self.tables.of(space).expect("a table of this format");
+        table.rotate_memtable_and_wait().expect("room on the disk");
     }
 
     /// Waits until fjall's workers have caught up.
@@ -121,15 +149,18 @@ impl FjallEngine {
 
 /// Makes the tables and rows of an empty store.
 fn fill(path: &Path) -> Result<(), OpenError> {
+    let secret = choose_secret(path)?;
+    secret.store(path).map_err(io_error("write into", path))?;
     let database = open_database(path)?;
     let engine = FjallEngine {
         tables: Tables::create(path, &database)?,
         database,
+        secret: Some(secret),
     };
     let mut writes = Writes::default();
     writes.put(Space::Meta, FORMAT_KEY, &format_row(FORMAT));
     writes.put(Space::Meta, STATE_KEY, &state_row(StateRow::default()));
-    writes.put(Space::Meta, SEQUENCE_KEY, &sequence_row(0));
+    writes.put(Space::Meta, SEQUENCE_KEY, &sequence_row(0, []));
     engine.write_first(path, &writes)
 }
 
@@ -171,8 +202,12 @@ impl Engine for FjallEngine {
     fn apply(&self, writes: &Writes) -> Result<(), EngineError> {
         self.wait_for_workers()?;
         let rows = writes.rows();
-        let mut batch = fjall::OwnedWriteBatch::with_capacity(self.database.clone(), rows.len())
+        let capacity = rows.len().saturating_add(1);
+        let mut batch = fjall::OwnedWriteBatch::with_capacity(self.database.clone(), capacity)
             .durability(Some(PersistMode::SyncData));
+        if let (Some(secret), Some(meta)) = (&self.secret, self.tables.of(Space::Meta)) {
+            batch.insert(meta, SECRET_KEY, secret.row());
+        }
         for (space, key, value) in rows {
             let Some(table) = self.tables.of(space) else {
                 return Err(EngineError::Failed(format!(
@@ -252,6 +287,10 @@ fn options(space: Space) -> KeyspaceCreateOptions {
         Space::Meta | Space::Marks => 1024 * 1024,
     };
     KeyspaceCreateOptions::default().max_memtable_size(memtable_bytes)
+}
+
+fn choose_secret(path: &Path) -> Result<Secret, OpenError> {
+    Secret::choose().map_err(io_error("choose a secret for", path))
 }
 
 fn open_database(path: &Path) -> Result<Database, OpenError> {

@@ -118,7 +118,10 @@ pub fn row_read_back(table: Table, key: &[u8], row: &[u8]) -> Option<Vec<u8>> {
                 out.extend_from_slice(&mark.to_le_bytes());
             }))
         }
-        Table::Sequence => Some(queues::sequence_row(queues::parse_sequence(row).ok()?)),
+        Table::Sequence => {
+            let (sequence, lanes) = queues::parse_sequence(row).ok()?;
+            Some(queues::sequence_row(sequence, lanes))
+        }
         Table::Lane => {
             let lane = queues::split_lane_key(key)?;
             assert_eq!(queues::lane_key(lane), key);
@@ -133,7 +136,7 @@ pub fn row_read_back(table: Table, key: &[u8], row: &[u8]) -> Option<Vec<u8>> {
 /// How many bytes of a journal are whole batches, and whether nothing but zeros follows them.
 #[must_use]
 pub fn journal(bytes: &[u8]) -> (u64, bool) {
-    let walk = Walk::of(bytes, &mut None);
+    let walk = Walk::of(bytes, &mut None, None);
     (walk.valid_bytes, walk.rest == Rest::Nothing)
 }
 

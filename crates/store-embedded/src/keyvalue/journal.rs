@@ -5,7 +5,9 @@
 //! where the middle of the file is damaged. It also refuses to open when the torn write left its
 //! end on the disk and not its middle, although nobody was ever promised that write. So the
 //! journals are walked here first: a broken batch with whole batches after it is damage, and one
-//! with none after it is a torn write and is cut off.
+//! with none after it is a torn write and is cut off. Batches carry messages, and whoever sends one
+//! could put whole-looking batches into it; those after a broken one therefore count only if they
+//! have the store's secret.
 //!
 //! A journal is a file `<number>.jnl` of batches, followed by zeros that were allocated ahead.
 //! All integers are little-endian:
@@ -23,6 +25,8 @@ use std::path::{Path, PathBuf};
 
 use bytes::Buf;
 use xxhash_rust::xxh3::xxh3_64;
+
+use super::secret::{SECRET_KEY, Secret};
 
 const START: u8 = 1;
 const ITEM: u8 = 2;
@@ -59,7 +63,9 @@ pub(super) enum Journals {
 }
 
 /// Walks all journals of a store. Changes nothing.
-pub(super) fn inspect(folder: &Path) -> io::Result<Journals> {
+///
+/// Without a secret, every whole batch after a broken one counts.
+pub(super) fn inspect(folder: &Path, secret: Option<&Secret>) -> io::Result<Journals> {
     let mut files = journals(folder)?;
     // Journals go from the oldest on, and the newest never goes.
     let first = files.first().map_or(0, |(number, _)| *number);
@@ -72,7 +78,7 @@ pub(super) fn inspect(folder: &Path) -> io::Result<Journals> {
     let newest = files.pop();
     let mut sequence = None;
     for (_, file) in files {
-        let walk = Walk::of(&fs::read(&file)?, &mut sequence);
+        let walk = Walk::of(&fs::read(&file)?, &mut sequence, secret);
         if walk.rest != Rest::Nothing {
             return Ok(Journals::Damaged {
                 file,
@@ -84,7 +90,7 @@ pub(super) fn inspect(folder: &Path) -> io::Result<Journals> {
     let Some((_, file)) = newest else {
         return Ok(Journals::Missing { number: first });
     };
-    let walk = Walk::of(&fs::read(&file)?, &mut sequence);
+    let walk = Walk::of(&fs::read(&file)?, &mut sequence, secret);
     let valid_bytes = walk.valid_bytes;
     Ok(match walk.rest {
         Rest::Nothing => Journals::Whole,
@@ -133,29 +139,31 @@ pub(super) struct Walk {
 pub(super) enum Rest {
     /// Zeros or nothing.
     Nothing,
-    /// No whole batch.
+    /// No whole batch of the store's own making.
     Broken,
-    /// Something broken and a whole batch after it.
+    /// Something broken and a whole batch of the store's own making after it.
     BrokenBeforeWhole,
 }
 
 impl Walk {
     /// `sequence` is the newest sequence number so far. They grow from batch to batch; the
     /// journal's checksums do not cover them.
-    pub(super) fn of(bytes: &[u8], sequence: &mut Option<u64>) -> Self {
+    pub(super) fn of(bytes: &[u8], sequence: &mut Option<u64>, secret: Option<&Secret>) -> Self {
         let mut rest = bytes;
-        while let Some((number, after)) = batch(rest)
-            && sequence.is_none_or(|last| number > last)
+        while let Some(batch) = Batch::at(rest)
+            && sequence.is_none_or(|last| batch.sequence > last)
         {
-            *sequence = Some(number);
-            rest = after;
+            *sequence = Some(batch.sequence);
+            rest = batch.rest;
         }
         let valid_bytes = (bytes.len() - rest.len()) as u64;
         let rest = if rest.iter().all(|byte| *byte == 0) {
             Rest::Nothing
-        } else if (0..rest.len())
-            .any(|at| rest.get(at) == Some(&START) && rest.get(at..).and_then(batch).is_some())
-        {
+        } else if (0..rest.len()).any(|at| {
+            let rest = rest.get(at..).unwrap_or_default();
+            rest.first() == Some(&START)
+                && Batch::at(rest).is_some_and(|batch| batch.is_own(secret))
+        }) {
             Rest::BrokenBeforeWhole
         } else {
             Rest::Broken
@@ -164,175 +172,76 @@ impl Walk {
     }
 }
 
-/// The sequence number of the whole batch that `bytes` starts with, and what comes after it.
-fn batch(bytes: &[u8]) -> Option<(u64, &[u8])> {
-    let mut rest = bytes;
-    if rest.try_get_u8().ok()? != START {
-        return None;
-    }
-    let count = rest.try_get_u32_le().ok()?;
-    let sequence = rest.try_get_u64_le().ok()?;
-    let items = rest;
-    for _ in 0..count {
-        match rest.try_get_u8().ok()? {
-            ITEM => {
-                let kind_and_compression = rest.try_get_u16_le().ok()?;
-                let (kind, compression) = (kind_and_compression & 0xff, kind_and_compression >> 8);
-                if kind > 4 || compression != 0 {
-                    return None;
-                }
-                rest.try_get_u64_le().ok()?;
-                let key = usize::from(rest.try_get_u16_le().ok()?);
-                let value = rest.try_get_u32_le().ok()?;
-                let stored = rest.try_get_u32_le().ok()?;
-                if value != stored {
-                    return None;
-                }
-                let data = key.checked_add(usize::try_from(stored).ok()?)?;
-                rest = rest.get(data..)?;
-            }
-            CLEAR => {
-                rest.try_get_u64_le().ok()?;
-            }
-            _ => return None,
+/// A whole batch.
+struct Batch<'a> {
+    sequence: u64,
+    /// Key and value of the first item, of which there is one at least.
+    first: (&'a [u8], &'a [u8]),
+    /// What comes after it.
+    rest: &'a [u8],
+}
+
+impl<'a> Batch<'a> {
+    /// The batch that `bytes` starts with.
+    fn at(bytes: &'a [u8]) -> Option<Self> {
+        let mut rest = bytes;
+        if rest.try_get_u8().ok()? != START {
+            return None;
         }
+        let count = rest.try_get_u32_le().ok()?;
+        let sequence = rest.try_get_u64_le().ok()?;
+        let items = rest;
+        let mut first = None;
+        for _ in 0..count {
+            let item = match rest.try_get_u8().ok()? {
+                ITEM => take_item(&mut rest)?,
+                CLEAR => {
+                    rest.try_get_u64_le().ok()?;
+                    Default::default()
+                }
+                _ => return None,
+            };
+            first.get_or_insert(item);
+        }
+        let items = items.get(..items.len() - rest.len())?;
+        if rest.try_get_u8().ok()? != END {
+            return None;
+        }
+        let checksum = rest.try_get_u64_le().ok()?;
+        let rest = rest.strip_prefix(TRAILER)?;
+        (checksum == xxh3_64(items)).then_some(Self {
+            sequence,
+            first: first?,
+            rest,
+        })
     }
-    let items = items.get(..items.len() - rest.len())?;
-    if rest.try_get_u8().ok()? != END {
+
+    /// Whether it is not something that came from outside. The secret stands in front of all else
+    /// in a batch, so that nothing in a batch can hold it.
+    fn is_own(&self, secret: Option<&Secret>) -> bool {
+        secret.is_none_or(|secret| self.first == (SECRET_KEY, secret.row()))
+    }
+}
+
+/// Key and value of an item whose first byte is taken.
+fn take_item<'a>(rest: &mut &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
+    let kind_and_compression = rest.try_get_u16_le().ok()?;
+    let (kind, compression) = (kind_and_compression & 0xff, kind_and_compression >> 8);
+    if kind > 4 || compression != 0 {
         return None;
     }
-    let checksum = rest.try_get_u64_le().ok()?;
-    let rest = rest.strip_prefix(TRAILER)?;
-    (checksum == xxh3_64(items)).then_some((sequence, rest))
+    rest.try_get_u64_le().ok()?;
+    let key = usize::from(rest.try_get_u16_le().ok()?);
+    let value = rest.try_get_u32_le().ok()?;
+    let stored = rest.try_get_u32_le().ok()?;
+    if value != stored {
+        return None;
+    }
+    let (key, after) = rest.split_at_checked(key)?;
+    let (value, after) = after.split_at_checked(usize::try_from(stored).ok()?)?;
+    *rest = after;
+    Some((key, value))
 }
 
 #[cfg(test)]
-mod tests {
-    use fjall::{Database, KeyspaceCreateOptions, PersistMode};
-    use tempfile::TempDir;
-
-    use super::*;
-
-    /// A store of fjall's own making with three batches, and where each ends in its journal.
-    fn store() -> (TempDir, PathBuf, Vec<usize>) {
-        let folder = tempfile::tempdir().unwrap();
-        let database = Database::builder(folder.path()).open().unwrap();
-        let table = database
-            .keyspace("table", KeyspaceCreateOptions::default)
-            .unwrap();
-        for number in 0..3u8 {
-            let mut batch = database.batch().durability(Some(PersistMode::SyncData));
-            batch.insert(&table, [number], [number; 40]);
-            batch.insert(&table, [number, 1], []);
-            batch.remove(&table, [number, 2]);
-            batch.commit().unwrap();
-        }
-        drop((table, database));
-        let file = folder.path().join("0.jnl");
-        let bytes = fs::read(&file).unwrap();
-        let mut ends = Vec::new();
-        let mut rest = &bytes[..];
-        while let Some((_, after)) = batch(rest) {
-            ends.push(bytes.len() - after.len());
-            rest = after;
-        }
-        assert_eq!(ends.len(), 3, "the format is as described here");
-        // Whatever was allocated ahead is of no interest below.
-        cut(&file, (ends[2] + 100) as u64).unwrap();
-        (folder, file, ends)
-    }
-
-    #[test]
-    fn a_broken_batch_is_damage_unless_it_is_the_last() {
-        let (folder, file, ends) = store();
-        assert_eq!(inspect(folder.path()).unwrap(), Journals::Whole);
-        let whole = fs::read(&file).unwrap();
-        for at in 0..ends[2] {
-            for flip in [0x01, 0x80, 0xff] {
-                let mut damaged = whole.clone();
-                damaged[at] ^= flip;
-                fs::write(&file, &damaged).unwrap();
-                let found = inspect(folder.path()).unwrap();
-                let valid = ends.iter().rev().find(|end| **end <= at).copied();
-                let valid_bytes = valid.unwrap_or(0) as u64;
-                let context = format!("byte {at} with {flip:#x}: {found:?}");
-                if at >= ends[1] {
-                    // A higher number of the last batch cannot be told from the right one, and
-                    // does no harm.
-                    let number = (ends[1] + 5..ends[1] + 13).contains(&at);
-                    let file = file.clone();
-                    let torn = Journals::Torn { file, valid_bytes };
-                    assert!(
-                        found == torn || number && found == Journals::Whole,
-                        "{context}"
-                    );
-                } else if let Journals::Damaged {
-                    valid_bytes: found,
-                    newer,
-                    ..
-                } = found
-                {
-                    // A number that is too high is noticed at the next batch.
-                    assert!(found >= valid_bytes && !newer, "{context}");
-                } else {
-                    // Numbers that still grow keep the order, which is all they are for.
-                    let number = |start: usize| (start + 5..start + 13).contains(&at);
-                    assert!(number(0) || number(ends[0]), "{context}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_cut_or_a_torn_write_at_the_end_is_cut_off_and_the_rest_is_kept() {
-        let (folder, file, ends) = store();
-        let whole = fs::read(&file).unwrap();
-        for end in 0..=whole.len() {
-            fs::write(&file, &whole[..end]).unwrap();
-            let valid = ends.iter().rev().find(|at| **at <= end).copied();
-            let expected = match valid {
-                Some(valid) if whole[valid..end].iter().all(|byte| *byte == 0) => Journals::Whole,
-                None if end == 0 => Journals::Whole,
-                valid => Journals::Torn {
-                    file: file.clone(),
-                    valid_bytes: valid.unwrap_or(0) as u64,
-                },
-            };
-            assert_eq!(inspect(folder.path()).unwrap(), expected, "cut at {end}");
-        }
-        // The middle of the last write never reached the disk.
-        let mut torn = whole.clone();
-        torn[ends[1] + 30..ends[1] + 60].fill(0);
-        fs::write(&file, &torn).unwrap();
-        let Journals::Torn { file, valid_bytes } = inspect(folder.path()).unwrap() else {
-            panic!("torn");
-        };
-        cut(&file, valid_bytes).unwrap();
-        assert_eq!(inspect(folder.path()).unwrap(), Journals::Whole);
-        let database = Database::builder(folder.path()).open().unwrap();
-        let table = database
-            .keyspace("table", KeyspaceCreateOptions::default)
-            .unwrap();
-        assert_eq!(table.len().unwrap(), 4);
-    }
-
-    #[test]
-    fn older_journals_are_whole_or_damaged() {
-        let (folder, file, ends) = store();
-        fs::write(folder.path().join("1.jnl"), [0; 10]).unwrap();
-        assert_eq!(inspect(folder.path()).unwrap(), Journals::Whole);
-        let mut damaged = fs::read(&file).unwrap();
-        damaged[ends[1] + 20] ^= 1;
-        fs::write(&file, &damaged).unwrap();
-        let expected = Journals::Damaged {
-            file,
-            valid_bytes: ends[1] as u64,
-            newer: true,
-        };
-        assert_eq!(inspect(folder.path()).unwrap(), expected);
-
-        fs::rename(folder.path().join("1.jnl"), folder.path().join("3.jnl")).unwrap();
-        let missing = Journals::Missing { number: 1 };
-        assert_eq!(inspect(folder.path()).unwrap(), missing);
-    }
-}
+mod tests;

@@ -13,6 +13,7 @@ pub(crate) mod fuzzing;
 mod journal;
 mod load;
 pub(crate) mod rows;
+mod secret;
 pub(crate) mod verify;
 mod waiting;
 
@@ -24,7 +25,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
-use fieldpost_store::StoreError;
+use fieldpost_store::{Health, StoreError};
 use futures_util::FutureExt;
 use futures_util::future::ready;
 use tokio::sync::{oneshot, watch};
@@ -292,6 +293,11 @@ pub(crate) struct Facet {
 }
 
 impl Facet {
+    /// What the queues take.
+    pub(crate) fn health_of_queues(&self) -> watch::Receiver<Health> {
+        self.shared.health.subscribe_to_queues()
+    }
+
     /// Has the writer carry out a request.
     pub(crate) fn write<T: Send + 'static>(
         &self,

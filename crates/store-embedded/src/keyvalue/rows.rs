@@ -3,7 +3,7 @@
 use bytes::{Buf, BufMut};
 use fieldpost_store::StoreError;
 
-use super::engine::Space;
+use super::engine::{EngineError, Space};
 
 /// The format of the whole key-value store; one of a newer format is not opened.
 ///
@@ -36,20 +36,51 @@ impl RowError {
         let key = shown(space, key);
         Self { space, key, what }
     }
+
+    /// What is wrong with it.
+    pub(crate) fn what(&self) -> &'static str {
+        self.what
+    }
 }
 
 impl From<RowError> for StoreError {
     fn from(error: RowError) -> Self {
-        let facet = match error.space {
-            Space::Documents | Space::Feed | Space::Deletions | Space::Deleted | Space::Meta => {
-                "documents"
-            }
-            Space::Messages | Space::Due | Space::Outcomes | Space::Marks => "queues",
-        };
+        let facet = facet(error.space);
         Self::Damaged {
             what: format!("{facet}, {error}").into(),
             resume: None,
         }
+    }
+}
+
+/// One row, or all rows from one to another, that cannot be read, for people.
+pub(crate) fn shown_damage(space: Space, first: &[u8], last: &[u8], why: &str) -> String {
+    let (facet, table) = (facet(space), space.name());
+    let (first, last) = (shown(space, first), shown(space, last));
+    if first == last {
+        format!("{facet}, table {table}, key {first}: {why}")
+    } else {
+        format!("{facet}, table {table}, keys {first} to {last}: {why}")
+    }
+}
+
+/// The error of a read of one row.
+pub(crate) fn unread(space: Space, key: &[u8], error: EngineError) -> StoreError {
+    match error {
+        EngineError::Damaged(why) => StoreError::Damaged {
+            what: shown_damage(space, key, key, &why).into(),
+            resume: None,
+        },
+        error @ EngineError::Failed(_) => error.into(),
+    }
+}
+
+fn facet(space: Space) -> &'static str {
+    match space {
+        Space::Documents | Space::Feed | Space::Deletions | Space::Deleted | Space::Meta => {
+            "documents"
+        }
+        Space::Messages | Space::Due | Space::Outcomes | Space::Marks => "queues",
     }
 }
 

@@ -49,9 +49,12 @@ impl Watches {
             }
         }
         // Outside the lock: the one who wakes up may come back at once.
-        bells.sort_unstable_by_key(Arc::as_ptr);
-        bells.dedup_by(|one, two| Arc::ptr_eq(one, two));
-        for bell in bells {
+        let mut bells: Vec<(usize, Arc<TailWatch>)> = bells.into_iter().enumerate().collect();
+        bells.sort_unstable_by_key(|(at, bell)| (Arc::as_ptr(bell), *at));
+        bells.dedup_by(|(_, one), (_, two)| Arc::ptr_eq(one, two));
+        // By where they live in memory they would ring in another order each time.
+        bells.sort_unstable_by_key(|(at, _)| *at);
+        for (_, bell) in bells {
             bell.ring();
         }
     }

@@ -1,7 +1,7 @@
 //! What a group of operations does to the queues.
 
 use std::collections::HashMap;
-use std::ops::{Bound, ControlFlow};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes};
@@ -11,14 +11,16 @@ use fieldpost_store::queues::{DuePosition, Lane, Operation, OperationResult, Que
 use smallvec::SmallVec;
 
 use super::depths::{Depth, Depths, Known};
-use super::gaps::Gaps;
 use super::lanes::{LaneChanges, Lanes};
 use super::layout::{
-    LaneRow, SEQUENCE_KEY, message_key, message_of, parse_mark, parse_message_head,
-    parse_message_key, put_due_key, put_message, put_message_key, sequence_row,
+    LaneRow, SEQUENCE_KEY, message_key, message_of, parse_mark, parse_message_head, put_due_key,
+    put_message, put_message_key, sequence_row,
 };
+use super::read::Expiry;
 use super::tally::{Pass, Tally};
+use super::walk::{self, Message as StoredMessage};
 use crate::keyvalue::engine::{EngineError, Space, View, Writes};
+use crate::keyvalue::rows::unread;
 
 /// The most messages that one operation drops.
 const DROP_MAX: usize = 1_000;
@@ -29,17 +31,22 @@ pub(crate) struct QueuesWriter {
     depths: Depths,
     tally: Tally,
     lanes: Arc<Lanes>,
-    gaps: Arc<Gaps>,
+    expiry: Arc<Expiry>,
 }
 
 impl QueuesWriter {
-    pub(super) fn new(sequence: u64, lanes: Arc<Lanes>, gaps: Arc<Gaps>, pass: Arc<Pass>) -> Self {
+    pub(super) fn new(
+        sequence: u64,
+        lanes: Arc<Lanes>,
+        expiry: Arc<Expiry>,
+        pass: Arc<Pass>,
+    ) -> Self {
         Self {
             sequence,
             depths: Depths::default(),
             tally: Tally::new(pass),
             lanes,
-            gaps,
+            expiry,
         }
     }
 
@@ -56,7 +63,7 @@ impl QueuesWriter {
             }
         }
         if !done.due.is_empty() {
-            self.gaps.written(done.due.into_iter());
+            self.expiry.gaps.written(done.due.into_iter());
         }
         self.lanes.set(done.lanes);
     }
@@ -85,8 +92,8 @@ pub(crate) struct QueuesGroup<'a> {
     lanes: LaneChanges<'a>,
 }
 
-/// Looks at what is stored of a message, key, number and row, and says whether to go on.
-type VisitMessage<'a> = dyn FnMut(&[u8], u64, &[u8]) -> ControlFlow<()> + 'a;
+/// Looks at what is stored of a message, and says whether to go on.
+type VisitMessage<'a> = dyn FnMut(StoredMessage<'_>) -> ControlFlow<()> + 'a;
 
 /// A queue that the group touches.
 struct QueueChange {
@@ -172,7 +179,11 @@ impl<'a> QueuesGroup<'a> {
                 Operation::Remove { lane, number } => {
                     self.lanes.prepare_removal(*lane, *number)?;
                 }
-                Operation::Drop { .. } | Operation::Record { .. } | Operation::Forget { .. } => {}
+                Operation::Drop { queue } => self.prepare_drop(queue)?,
+                Operation::Forget { lane, through } => {
+                    self.lanes.prepare_forgetting(*lane, *through)?;
+                }
+                Operation::Record { .. } => {}
             }
         }
         Ok(())
@@ -314,12 +325,47 @@ impl<'a> QueuesGroup<'a> {
         Ok(OperationResult::Done)
     }
 
+    /// Meets a read that fails before anything is changed.
+    fn prepare_drop(&self, queue: &QueueName) -> Result<(), EngineError> {
+        let mut messages = 0;
+        self.each_stored(&queue.0, &mut |_| {
+            messages += 1;
+            if messages <= DROP_MAX {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        })?;
+        self.has_stored_mark(queue).map(drop)
+    }
+
+    /// Whether a mark of the queue is stored, also a damaged one.
+    fn has_stored_mark(&self, queue: &QueueName) -> Result<bool, EngineError> {
+        match self.view.get(Space::Marks, &queue.0) {
+            Ok(mark) => Ok(mark.is_some()),
+            Err(EngineError::Damaged(_)) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
     fn drop_queue(&mut self, queue: &QueueName) -> Result<OperationResult, StoreError> {
         let mut places: SmallVec<[usize; 16]> = SmallVec::new();
         let mut found = Vec::new();
         let mut more = false;
         let (messages, known) = (&self.messages, &self.places);
-        self.each_stored(&queue.0, &mut |key, sequence, row| {
+        self.each_stored(&queue.0, &mut |message| {
+            // A damaged one goes as well. Where its expiry is not known, it leaves its row in the
+            // order of expiry behind.
+            let (sequence, expires) = match message {
+                StoredMessage::Row { sequence, key, row } => {
+                    let head = parse_message_head(key, row).ok();
+                    (sequence, head.map(|(expires, _)| expires))
+                }
+                StoredMessage::Damaged {
+                    sequence, expires, ..
+                } => (sequence, expires),
+                StoredMessage::Unknown { .. } => return ControlFlow::Continue(()),
+            };
             let place = known.get(&sequence).copied();
             if let Some(place) = place
                 && messages.get(place).is_some_and(Message::is_gone)
@@ -332,13 +378,7 @@ impl<'a> QueuesGroup<'a> {
             }
             match place {
                 Some(place) => places.push(place),
-                // A damaged one goes as well, and leaves its row in the order of expiry behind.
-                None => found.push((
-                    sequence,
-                    parse_message_head(key, row)
-                        .ok()
-                        .map(|(expires, _)| expires),
-                )),
+                None => found.push((sequence, expires)),
             }
             ControlFlow::Continue(())
         })?;
@@ -377,13 +417,12 @@ impl<'a> QueuesGroup<'a> {
 
     /// Forgets what is known of a queue without messages.
     fn forget_queue(&mut self, queue: &QueueName) -> Result<(), StoreError> {
-        let view = self.view;
+        let has_mark = self.queue(queue).mark != Some(None);
+        let is_stored = has_mark && self.has_stored_mark(queue)?;
         let change = self.queue(queue);
         change.depth = Some(Depth::EMPTY);
-        if change.mark != Some(None) {
-            // A damaged one goes as well.
-            change.mark_changed =
-                change.mark_changed || view.get(Space::Marks, &queue.0)?.is_some();
+        if has_mark {
+            change.mark_changed |= is_stored;
             change.mark = Some(None);
         }
         Ok(())
@@ -413,14 +452,17 @@ impl<'a> QueuesGroup<'a> {
             };
             queues.push((queue, known, change.net));
         }
-        if self.sequence != self.writer.sequence {
-            writes.put(Space::Meta, SEQUENCE_KEY, &sequence_row(self.sequence));
+        let lanes = self.lanes.finish(writes);
+        let committed = &self.writer.lanes;
+        if self.sequence != self.writer.sequence || committed.lack(&lanes) {
+            let row = sequence_row(self.sequence, committed.all(&lanes));
+            writes.put(Space::Meta, SEQUENCE_KEY, &row);
         }
         QueuesDone {
             sequence: self.sequence,
             queues,
             due,
-            lanes: self.lanes.finish(writes),
+            lanes,
         }
     }
 
@@ -456,7 +498,8 @@ impl<'a> QueuesGroup<'a> {
                     return Ok(None);
                 }
                 let key = message_key(&queue.0, sequence);
-                let Some(row) = self.view.get(Space::Messages, &key)? else {
+                let row = self.view.get(Space::Messages, &key);
+                let Some(row) = row.map_err(|error| unread(Space::Messages, &key, error))? else {
                     return Ok(None);
                 };
                 let (expires, _) = parse_message_head(&key, &row)?;
@@ -481,7 +524,8 @@ impl<'a> QueuesGroup<'a> {
         if let Some(mark) = change.mark {
             return Ok(mark);
         }
-        let mark = match view.get(Space::Marks, &queue.0)? {
+        let stored = view.get(Space::Marks, &queue.0);
+        let mark = match stored.map_err(|error| unread(Space::Marks, &queue.0, error))? {
             Some(row) => Some(parse_mark(&queue.0, &row)?),
             None => None,
         };
@@ -505,8 +549,11 @@ impl<'a> QueuesGroup<'a> {
         // One more tells a full queue from one that is fuller.
         let enough = depth_max.saturating_add_signed(-net).saturating_add(1);
         let mut least = 0;
-        self.each_stored(&queue.0, &mut |_, _, _| {
-            least += 1;
+        self.each_stored(&queue.0, &mut |message| {
+            // Of a stretch of which nothing is known nobody can say how many are in it.
+            if !matches!(message, StoredMessage::Unknown { .. }) {
+                least += 1;
+            }
             if least < enough {
                 ControlFlow::Continue(())
             } else {
@@ -522,18 +569,9 @@ impl<'a> QueuesGroup<'a> {
         Ok(depth.least >= depth_max)
     }
 
-    /// Shows what is stored of a queue: key, number and row.
+    /// Shows what is stored of a queue.
     fn each_stored(&self, queue: &[u8], visit: &mut VisitMessage<'_>) -> Result<(), EngineError> {
-        let (from, to) = (message_key(queue, 0), message_key(queue, u64::MAX));
-        let range = (Bound::Included(&from[..]), Bound::Included(&to[..]));
-        self.view.range(
-            Space::Messages,
-            range,
-            &mut |key, row| match parse_message_key(key) {
-                Ok((_, sequence)) => visit(key, sequence, row),
-                Err(_) => ControlFlow::Continue(()),
-            },
-        )
+        walk::messages(self.view, queue, 1, self.writer.sequence, visit)
     }
 }
 

@@ -4,9 +4,8 @@
 //! its bytes. A row stays under its key, the number of its last record, until all of it is gone;
 //! what is forgotten is told by the lane's own row and stays in its row for as long.
 
-use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, VecDeque};
-use std::ops::{Bound, ControlFlow};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::ControlFlow;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -14,11 +13,12 @@ use fieldpost_store::StoreError;
 use fieldpost_store::queues::{Lane, LaneFigures, OutcomeNumber, QueueName};
 
 use super::layout::{
-    LaneRow, RECORD_HEAD_BYTES, RecordView, lane_key, outcomes_key, parse_outcomes,
-    parse_outcomes_key, put_lane, put_outcomes_key, put_record,
+    LaneRow, RECORD_HEAD_BYTES, RecordView, lane_key, outcomes_key, put_lane, put_outcomes_key,
+    put_record,
 };
+use super::walk::{self, Records};
 use crate::keyvalue::engine::{Space, View, Writes};
-use crate::keyvalue::rows::RowError;
+use crate::keyvalue::rows::shown_damage;
 
 /// No further record goes into a row that has so many bytes. Taking one record out writes the rest
 /// of its row again.
@@ -35,6 +35,19 @@ impl Lanes {
 
     pub(super) fn figures(&self, lane: Lane) -> LaneFigures {
         self.row(lane).figures()
+    }
+
+    /// All lanes that were written into, in order, with those that `changed` adds.
+    pub(super) fn all(&self, changed: &[(Lane, LaneRow)]) -> BTreeSet<Lane> {
+        let mut all: BTreeSet<_> = self.lock().keys().copied().collect();
+        all.extend(changed.iter().map(|(lane, _)| *lane));
+        all
+    }
+
+    /// Whether some of these lanes were never written into.
+    pub(super) fn lack(&self, changed: &[(Lane, LaneRow)]) -> bool {
+        let lanes = self.lock();
+        changed.iter().any(|(lane, _)| !lanes.contains_key(lane))
     }
 
     fn row(&self, lane: Lane) -> LaneRow {
@@ -143,6 +156,24 @@ impl<'a> LaneChanges<'a> {
         Ok(())
     }
 
+    /// Reads what forgetting records needs, so that a read that fails is met before anything is
+    /// changed. Damage does not keep records from being forgotten.
+    pub(super) fn prepare_forgetting(
+        &mut self,
+        lane: Lane,
+        through: OutcomeNumber,
+    ) -> Result<(), StoreError> {
+        let view = self.view;
+        let LaneRow {
+            last, forgotten, ..
+        } = self.lane(lane).before;
+        let to = through.min(last);
+        walk::records(view, lane, forgotten.saturating_add(1), to, &mut |_| {
+            ControlFlow::Continue(())
+        })?;
+        Ok(())
+    }
+
     /// Removes one record; false when it is not there. Comes after
     /// [`LaneChanges::prepare_removal`].
     pub(super) fn remove(&mut self, lane: Lane, number: OutcomeNumber) -> bool {
@@ -208,36 +239,43 @@ impl LaneChange {
         lane: Lane,
         through: OutcomeNumber,
     ) -> Result<(), StoreError> {
-        let from = outcomes_key(lane, self.now.forgotten + 1);
-        let to = outcomes_key(lane, self.before.last);
-        let range = (Bound::Included(&from[..]), Bound::Included(&to[..]));
-        view.range(Space::Outcomes, range, &mut |key, row| {
-            let Ok((_, last)) = parse_outcomes_key(key) else {
-                return ControlFlow::Continue(());
-            };
+        let from = self.now.forgotten.saturating_add(1);
+        walk::records(view, lane, from, self.before.last, &mut |found| {
             let mut leave = |number: OutcomeNumber, bytes: usize| {
                 if number > self.now.forgotten && number <= through {
                     self.now.takes_leave_of(bytes);
                 }
             };
-            match self.rows.get(&last) {
-                Some(row) => {
-                    for record in &row.records {
-                        leave(record.number, record.record.len());
-                    }
-                }
-                None => match parse_outcomes(key, row) {
-                    Ok(records) => {
-                        for record in records {
-                            leave(record.number, record.record.len());
+            let last = match found {
+                Records::Row { last, records } => {
+                    match self.rows.get(&last) {
+                        Some(row) => {
+                            for record in &row.records {
+                                leave(record.number, record.record.len());
+                            }
+                        }
+                        None => {
+                            for record in records {
+                                leave(record.number, record.record.len());
+                            }
                         }
                     }
-                    // It is forgotten like another; otherwise nobody would ever get past it.
-                    Err(error) => {
-                        tracing::warn!(%error, "outcome records that are forgotten were damaged");
+                    last
+                }
+                // It is forgotten like another; otherwise nobody would ever get past it.
+                Records::Damaged { last, why } => {
+                    if last <= through {
+                        let lane = lane.0;
+                        tracing::warn!(
+                            lane,
+                            last,
+                            why,
+                            "outcome records that are forgotten were damaged"
+                        );
                     }
-                },
-            }
+                    last
+                }
+            };
             if last > through {
                 return ControlFlow::Break(());
             }
@@ -254,27 +292,26 @@ impl LaneChange {
         lane: Lane,
         number: OutcomeNumber,
     ) -> Result<(), StoreError> {
-        let from = outcomes_key(lane, number);
-        let to = outcomes_key(lane, self.before.last);
-        let range = (Bound::Included(&from[..]), Bound::Included(&to[..]));
-        let mut loaded = Ok(());
-        view.range(Space::Outcomes, range, &mut |key, row| {
-            loaded = self.load_row(key, row);
+        let mut met = Ok(());
+        walk::records(view, lane, number, self.before.last, &mut |found| {
+            match found {
+                Records::Row { last, records } => {
+                    self.rows.entry(last).or_insert_with(|| OlderRow {
+                        records: records.into_iter().map(Record::from).collect(),
+                        changed: false,
+                    });
+                }
+                Records::Damaged { last, why } => {
+                    let key = outcomes_key(lane, last);
+                    met = Err(StoreError::Damaged {
+                        what: shown_damage(Space::Outcomes, &key, &key, why).into(),
+                        resume: None,
+                    });
+                }
+            }
             ControlFlow::Break(())
         })?;
-        Ok(loaded?)
-    }
-
-    fn load_row(&mut self, key: &[u8], row: &[u8]) -> Result<(), RowError> {
-        let (_, last) = parse_outcomes_key(key)?;
-        if let Entry::Vacant(vacant) = self.rows.entry(last) {
-            let records = parse_outcomes(key, row)?;
-            vacant.insert(OlderRow {
-                records: records.into_iter().map(Record::from).collect(),
-                changed: false,
-            });
-        }
-        Ok(())
+        met
     }
 
     /// Takes a record out of its row, which is the first that does not end before it.

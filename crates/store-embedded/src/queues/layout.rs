@@ -154,6 +154,12 @@ pub(crate) fn due_key(position: DuePosition) -> Vec<u8> {
     key
 }
 
+/// A place in the order of expiry as the number that its key is.
+pub(crate) fn due_number(position: DuePosition) -> u128 {
+    let key = due_key(position);
+    key.iter().fold(0, |sum, byte| sum << 8 | u128::from(*byte))
+}
+
 pub(crate) fn split_due_key(mut key: &[u8]) -> Option<DuePosition> {
     let expires = key.try_get_i64().ok()?;
     let sequence = key.try_get_u64().ok()?;
@@ -256,13 +262,25 @@ pub(crate) fn parse_mark(queue: &[u8], row: &[u8]) -> Result<u64, RowError> {
     number(Space::Marks, queue, row)
 }
 
-/// The row in [`Space::Meta`] with the newest message's number.
-pub(crate) fn sequence_row(sequence: u64) -> Vec<u8> {
-    seal(Space::Meta, SEQUENCE_KEY, 8, |row| row.put_u64_le(sequence))
+/// The row in [`Space::Meta`] with the newest message's number and the lanes that have rows there.
+pub(crate) fn sequence_row(sequence: u64, lanes: impl IntoIterator<Item = Lane>) -> Vec<u8> {
+    seal(Space::Meta, SEQUENCE_KEY, 16, |row| {
+        row.put_u64_le(sequence);
+        row.extend(lanes.into_iter().map(|lane| lane.0));
+    })
 }
 
-pub(crate) fn parse_sequence(row: &[u8]) -> Result<u64, RowError> {
-    number(Space::Meta, SEQUENCE_KEY, row)
+/// The newest message's number, and the lanes.
+pub(crate) fn parse_sequence(row: &[u8]) -> Result<(u64, Vec<Lane>), RowError> {
+    let mut fields = open(Space::Meta, SEQUENCE_KEY, row)?;
+    let error = |what| RowError::new(Space::Meta, SEQUENCE_KEY, what);
+    let sequence = fields
+        .try_get_u64_le()
+        .map_err(|_| error("the row is too short"))?;
+    if !fields.is_sorted_by(|one, next| one < next) {
+        return Err(error("the row's lanes are out of order"));
+    }
+    Ok((sequence, fields.iter().copied().map(Lane).collect()))
 }
 
 pub(crate) fn lane_key(lane: Lane) -> Vec<u8> {
@@ -381,7 +399,10 @@ mod tests {
             "3f756ff1010700000000000000",
         );
         check(
-            written(|writes| writes.put(Space::Meta, SEQUENCE_KEY, &sequence_row(259))),
+            written(|writes| {
+                let row = sequence_row(259, [Lane(2)]);
+                writes.put(Space::Meta, SEQUENCE_KEY, &row);
+            }),
             "717565756573",
             "64f97699010301000000000000",
         );

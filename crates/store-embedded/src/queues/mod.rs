@@ -8,6 +8,7 @@ pub(crate) mod layout;
 pub(crate) mod read;
 pub(crate) mod tally;
 pub(crate) mod verify;
+mod walk;
 
 use std::sync::Arc;
 
@@ -16,15 +17,15 @@ use fieldpost_store::queues::{
     DeviceQueues, DuePage, DuePosition, Lane, LaneFigures, ListDue, ListOutcomes, ListQueue,
     Operation, OperationResult, Outcome, QueueName, QueuePage, check_bounds,
 };
-use fieldpost_store::{Answer, StoreError};
+use fieldpost_store::{Answer, Health, StoreError};
 use futures_util::FutureExt;
 use futures_util::future::ready;
+use tokio::sync::watch;
 
 use crate::keyvalue::{Facet, Request};
-use gaps::Gaps;
 use group::QueuesWriter;
 use lanes::Lanes;
-use read::Loaded;
+use read::{Expiry, Loaded};
 use tally::Pass;
 
 /// Device queues in a key-value store that they share with documents.
@@ -34,17 +35,22 @@ use tally::Pass;
 pub struct EmbeddedQueues {
     facet: Facet,
     lanes: Arc<Lanes>,
-    gaps: Arc<Gaps>,
+    expiry: Arc<Expiry>,
 }
 
 impl EmbeddedQueues {
     /// The facet, and what the writer keeps for it.
     pub(crate) fn new(facet: Facet, loaded: Loaded, pass: Arc<Pass>) -> (Self, QueuesWriter) {
         let lanes = Arc::new(Lanes::new(loaded.lanes));
-        let gaps = Arc::default();
-        let writer =
-            QueuesWriter::new(loaded.sequence, Arc::clone(&lanes), Arc::clone(&gaps), pass);
-        (Self { facet, lanes, gaps }, writer)
+        let expiry = Arc::default();
+        let sequence = loaded.sequence;
+        let writer = QueuesWriter::new(sequence, Arc::clone(&lanes), Arc::clone(&expiry), pass);
+        let queues = Self {
+            facet,
+            lanes,
+            expiry,
+        };
+        (queues, writer)
     }
 }
 
@@ -71,18 +77,18 @@ impl DeviceQueues for EmbeddedQueues {
     }
 
     fn due(&self, request: ListDue) -> Answer<Result<DuePage, StoreError>> {
-        let gaps = Arc::clone(&self.gaps);
+        let expiry = Arc::clone(&self.expiry);
         self.facet
-            .read(move |engine| read::due(engine, &gaps, &request))
+            .read(move |engine| read::due(engine, &expiry, &request))
     }
 
     fn next_due(
         &self,
         after: Option<DuePosition>,
     ) -> Answer<Result<Option<Timestamp>, StoreError>> {
-        let gaps = Arc::clone(&self.gaps);
+        let expiry = Arc::clone(&self.expiry);
         self.facet
-            .read(move |engine| read::next_due(engine, &gaps, after))
+            .read(move |engine| read::next_due(engine, &expiry, after))
     }
 
     fn outcomes(&self, request: ListOutcomes) -> Answer<Result<Vec<Outcome>, StoreError>> {
@@ -92,6 +98,10 @@ impl DeviceQueues for EmbeddedQueues {
 
     fn lane(&self, lane: Lane) -> LaneFigures {
         self.lanes.figures(lane)
+    }
+
+    fn health(&self) -> watch::Receiver<Health> {
+        self.facet.health_of_queues()
     }
 
     fn close(&self) -> Answer<()> {

@@ -6,6 +6,7 @@ use fieldpost_store::queues::{DuePosition, ListDue, ListOutcomes};
 
 use super::*;
 use crate::documents::layout::{self as documents, StateRow};
+use crate::keyvalue::journal::{self, Journals};
 use crate::keyvalue::verify;
 use crate::queues::layout::{self as queues, LaneRow};
 
@@ -122,7 +123,13 @@ fn damage_to_queues_is_found_and_named() {
         ],
     );
     check(
-        &|writes| writes.put(Space::Meta, queues::SEQUENCE_KEY, &queues::sequence_row(1)),
+        &|writes| {
+            writes.put(
+                Space::Meta,
+                queues::SEQUENCE_KEY,
+                &queues::sequence_row(1, [LANE]),
+            )
+        },
         &[
             "table messages, f: number 4 was never given out; the newest is 1",
             "table messages, q: number 2 was never given out; the newest is 1",
@@ -166,6 +173,24 @@ fn damage_to_queues_is_found_and_named() {
     check(
         &lane(2, 1, 2),
         &["lane 2 does not end at record 2, the newest one"],
+    );
+    // Feedback with numbers that were sent before would never be sent.
+    let without_lane = |writes: &mut Writes| remove(writes, Space::Meta, &queues::lane_key(LANE));
+    check(&without_lane, &["the row of lane 2 is missing"]);
+    check(
+        &|writes| {
+            remove(writes, Space::Outcomes, &records);
+            without_lane(writes);
+        },
+        &["the row of lane 2 is missing"],
+    );
+    check(
+        &|writes| {
+            let row = queues::sequence_row(4, []);
+            writes.put(Space::Meta, queues::SEQUENCE_KEY, &row);
+            without_lane(writes);
+        },
+        &["the row of lane 2 is missing, and there are records"],
     );
     check(
         &|writes| writes.put(Space::Marks, b"f", b"rubbish"),
@@ -326,6 +351,74 @@ fn a_torn_write_at_the_end_of_the_journal_does_not_keep_the_store_shut() {
     put(&store, "next").unwrap();
     close(&store);
     assert_eq!(verify(&path).unwrap(), [""; 0]);
+}
+
+#[test]
+fn a_message_with_a_batch_in_it_does_not_keep_the_store_shut_when_its_write_is_torn() {
+    let (_folder, path) = stored(|_| {});
+    let file = path.join("0.jnl");
+    // What is in a journal of this store looks most like what is in its journal.
+    let batches = fs::read(&file).unwrap();
+    let end = batches.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    let starts = batches.windows(4).enumerate();
+    let starts: Vec<_> = starts
+        .filter(|(_, four)| *four == b"FJL\x03")
+        .map(|(at, _)| at + 4)
+        .collect();
+    let last = starts[starts.len() - 2];
+    // Without the secret, which nobody knows, the numbers of which are higher than any so far.
+    let mut foreign = batches[last..end].to_vec();
+    let secret = fs::read(path.join("secret")).unwrap();
+    let at = foreign
+        .windows(16)
+        .position(|part| part == &secret[..16])
+        .unwrap();
+    let item = foreign[13..at + 16].len();
+    foreign.drain(13..13 + item);
+    foreign[1] -= 1;
+    foreign[5..13].copy_from_slice(&(u64::MAX / 2).to_le_bytes());
+    let items = &foreign[13..foreign.len() - 13];
+    let sum = xxhash_rust::xxh3::xxh3_64(items).to_le_bytes();
+    let at = foreign.len() - 12;
+    foreign[at..at + 8].copy_from_slice(&sum);
+
+    let store = open(&path).unwrap();
+    let mut message = enqueue("q", 9);
+    if let Operation::Enqueue { message, .. } = &mut message {
+        *message = Bytes::from(foreign.repeat(20));
+    }
+    operate(&store, message).unwrap();
+    close(&store);
+    let mut bytes = fs::read(&file).unwrap();
+    // The beginning of the write never reached the disk, but for its first bytes.
+    bytes[end + 20..end + 100].fill(0);
+    fs::write(&file, &bytes).unwrap();
+    let looks_damaged = journal::inspect(&path, None).unwrap();
+    assert!(matches!(looks_damaged, Journals::Damaged { .. }));
+    let store = open(&path).unwrap();
+    assert_eq!(messages(&store, "q").unwrap().len(), 2);
+    operate(&store, enqueue("q", 9)).unwrap();
+    close(&store);
+    assert_eq!(verify(&path).unwrap(), [""; 0]);
+}
+
+#[test]
+fn a_store_without_a_secret_is_given_one_that_counts_from_then_on() {
+    let (_folder, path) = stored(|_| {});
+    let journal = path.join("0.jnl");
+    fs::remove_file(path.join("secret")).unwrap();
+    let store = open(&path).unwrap();
+    close(&store);
+    assert!(path.join("secret").exists());
+    let mut bytes = fs::read(&journal).unwrap();
+    let at = bytes.windows(2).position(|two| two == b"\x01b").unwrap();
+    bytes[at] ^= 0x40;
+    fs::write(&journal, &bytes).unwrap();
+    let refused = open(&path).map(drop);
+    assert!(
+        matches!(refused, Err(OpenError::Damaged { .. })),
+        "{refused:?}"
+    );
 }
 
 fn check(damage: &dyn Fn(&mut Writes), expected: &[&str]) {

@@ -1,5 +1,6 @@
 //! What the contracts do not say: damage, failures, the lock, and formats.
 
+mod blocks;
 mod damage;
 mod faults;
 mod formats;
