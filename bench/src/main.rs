@@ -6,7 +6,13 @@
 //! ```
 
 mod c2d;
+mod http;
+mod million;
+mod null;
+mod payload;
 mod process;
+mod registration;
+mod telemetry;
 
 use std::process::ExitCode;
 
@@ -23,12 +29,22 @@ struct Arguments {
 enum Bench {
     /// Messages to devices, durably, beside mosquitto keeping them in memory.
     C2d(c2d::Arguments),
+    /// Messages from devices, durably, beside a server that stores nothing.
+    Telemetry(telemetry::Arguments),
+    /// That server.
+    #[command(hide = true)]
+    Null(null::Arguments),
+    /// A message in each of a million queues: memory, restart, and the end of all of them at one instant.
+    Million(million::Arguments),
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let outcome = match Arguments::parse().bench {
         Bench::C2d(arguments) => c2d::run(arguments).await,
+        Bench::Telemetry(arguments) => telemetry::run(arguments).await,
+        Bench::Null(arguments) => null::run(arguments).await,
+        Bench::Million(arguments) => million::run(arguments).await,
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

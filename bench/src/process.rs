@@ -26,16 +26,47 @@ pub(crate) fn cpu_time(pid: u32) -> Result<Duration> {
     Ok(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
 }
 
+/// Processor time that everything on this machine has used so far, over all its cores.
+///
+/// # Errors
+/// When the system does not say.
+pub(crate) fn machine_cpu_time() -> Result<Duration> {
+    let stat = fs::read_to_string("/proc/stat")?;
+    let fields = stat.lines().next().unwrap_or_default();
+    // user, nice, system, idle, waiting, interrupts twice, stolen.
+    let ticks: Vec<u64> = fields
+        .split_ascii_whitespace()
+        .skip(1)
+        .take(8)
+        .map(|field| field.parse().context("processor time"))
+        .collect::<Result<_>>()?;
+    let idle: u64 = ticks.iter().skip(3).take(2).sum();
+    let busy = ticks.iter().sum::<u64>() - idle;
+    Ok(Duration::from_millis(busy * 1000 / TICKS_PER_SECOND))
+}
+
 /// Resident memory of a process, in bytes.
 ///
 /// # Errors
 /// When there is no such process.
 pub(crate) fn resident_bytes(pid: u32) -> Result<u64> {
+    memory(pid, "VmRSS:")
+}
+
+/// The most resident memory that a process ever had, in bytes.
+///
+/// # Errors
+/// When there is no such process.
+pub(crate) fn peak_resident_bytes(pid: u32) -> Result<u64> {
+    memory(pid, "VmHWM:")
+}
+
+fn memory(pid: u32, figure: &str) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))
         .with_context(|| format!("no process {pid}"))?;
     let line = status
         .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .find_map(|line| line.strip_prefix(figure))
         .context("resident memory")?;
     let kilobytes = line.trim().trim_end_matches("kB").trim();
     Ok(kilobytes.parse::<u64>().context("resident memory")? * 1024)

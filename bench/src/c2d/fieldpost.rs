@@ -1,6 +1,5 @@
 //! The hub: durable before it answers, in a store of its own on the disk of the temporary folder.
 
-use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -10,14 +9,11 @@ use fieldpost_client::service::{Service, ServiceEvent, ServiceOptions};
 use fieldpost_client::token::{KeyRule, sign};
 use fieldpost_model::{CloudMessage, DeviceId};
 use fieldpost_testkit::hub::{HubProcess, now};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 use super::Load;
 use super::devices::Login;
-
-/// The key of every device: what is measured is not the choosing of keys.
-const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+use crate::http::metric;
+use crate::registration::{KEY, import};
 
 /// The hub's own count of messages that devices have completed, durably.
 const COMPLETED: &str =
@@ -40,18 +36,7 @@ impl Fieldpost {
         process.set("listeners.mqtt.enabled=true");
         process.set(&format!("listeners.mqtt.address={}", process.at(0).ip()));
         process.start().await?;
-        let mut lines = String::new();
-        for number in 0..devices {
-            let device = super::name(number);
-            writeln!(
-                lines,
-                r#"{{"id":"{device}","importMode":"create","authentication":{{"symmetricKey":{{"primaryKey":"{KEY}","secondaryKey":"{KEY}"}}}}}}"#
-            )?;
-        }
-        let file = folder.join("devices.ndjson");
-        std::fs::write(&file, lines)?;
-        let file = file.to_str().context("the folder's name is text")?;
-        process.run(&["device", "import", file]).await?;
+        import(&process, folder, (0..devices).map(super::name)).await?;
         Ok(Self {
             host: process.at(0).ip().to_string(),
             mqtt: process.at(1883),
@@ -139,28 +124,11 @@ impl Fieldpost {
         let mut look = tokio::time::interval(LOOK);
         loop {
             look.tick().await;
-            let completed = self.metric(COMPLETED).await?;
+            let completed = metric(self.process.at(9640), COMPLETED).await?;
             ensure!(completed <= messages, "{completed} messages completed");
             if completed == messages {
                 return Ok(());
             }
         }
-    }
-
-    /// A metric, named with its labels; 0 while there is none.
-    async fn metric(&self, name: &str) -> Result<u64> {
-        let mut socket = TcpStream::connect(self.process.at(9640)).await?;
-        socket
-            .write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-            .await?;
-        let mut text = String::new();
-        socket.read_to_string(&mut text).await?;
-        let value = text.lines().find_map(|line| line.strip_prefix(name));
-        value.map_or(Ok(0), |value| {
-            value
-                .trim()
-                .parse()
-                .context("a metric that is not a number")
-        })
     }
 }

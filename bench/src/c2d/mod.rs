@@ -17,6 +17,7 @@ use anyhow::{Context, Result};
 use self::devices::{Devices, Login, Tally};
 use self::fieldpost::Fieldpost;
 use self::mosquitto::Mosquitto;
+use crate::payload::Payload;
 use crate::process::{cpu_time, resident_bytes};
 use crate::say;
 
@@ -56,9 +57,6 @@ pub(crate) struct Load {
     pub(crate) in_flight: u16,
     pub(crate) bytes: usize,
 }
-
-/// A message of noise whose first eight bytes are its number.
-pub(crate) struct Payload(Vec<u8>);
 
 /// What one round of one peer came to.
 struct Figures {
@@ -225,27 +223,7 @@ impl Load {
     }
 
     pub(crate) fn payload(&self) -> Payload {
-        // Numbers that look random (SplitMix64), so that nothing can be gained by compression.
-        let mut state = 0x5eed_u64;
-        let noise = std::iter::repeat_with(|| {
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut z = state;
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            (z ^ (z >> 31)).to_le_bytes()
-        });
-        let mut bytes: Vec<u8> = noise.take(self.bytes.div_ceil(8)).flatten().collect();
-        bytes.resize(self.bytes.max(8), 0);
-        Payload(bytes)
-    }
-}
-
-impl Payload {
-    pub(crate) fn numbered(&mut self, number: u64) -> &[u8] {
-        if let Some(place) = self.0.first_chunk_mut() {
-            *place = number.to_le_bytes();
-        }
-        &self.0
+        Payload::of(self.bytes)
     }
 }
 

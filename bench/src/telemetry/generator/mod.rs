@@ -1,0 +1,193 @@
+//! Devices that send: a few threads, each with its own share of the connections.
+
+mod connection;
+mod worker;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use hdrhistogram::Histogram;
+use rustls::ClientConfig;
+
+pub(crate) use self::connection::{Content, Login, push_length};
+use self::worker::Worker;
+use crate::process::{cpu_time, machine_cpu_time};
+
+/// Where devices connect.
+#[derive(Clone)]
+pub(crate) struct Target {
+    pub(crate) address: SocketAddr,
+    pub(crate) tls: Option<Arc<ClientConfig>>,
+}
+
+/// When a device sends its next message.
+#[derive(Clone, Copy)]
+pub(crate) enum Pace {
+    /// As soon as fewer than so many of its messages are unacknowledged.
+    InFlight(u64),
+    /// At fixed moments, so many in a second over all devices, whatever is unacknowledged.
+    PerSecond(u64),
+}
+
+/// What is sent.
+pub(crate) struct Load {
+    pub(crate) pace: Pace,
+    /// Bytes of a payload.
+    pub(crate) bytes: usize,
+    /// Distinguishes the fleets that use the same devices on one hub.
+    pub(crate) phase: u16,
+    /// Time until measuring begins.
+    pub(crate) warm: Duration,
+    pub(crate) measured: Duration,
+}
+
+/// What came of it in the measured time.
+pub(crate) struct Measured {
+    /// Messages acknowledged.
+    pub(crate) messages: u64,
+    pub(crate) took: Duration,
+    /// The server's processor time.
+    pub(crate) cpu: Duration,
+    /// Cores that were taken by others than server and generator.
+    pub(crate) disturbed_cores: f64,
+    /// Microseconds from the moment at which a message should have been sent to its acknowledgement.
+    /// Of messages sent at fixed moments only.
+    pub(crate) latency: Histogram<u64>,
+    /// Messages that should have been sent, and could not be before the time was over.
+    pub(crate) unsent: u64,
+}
+
+/// Connected devices. Dropping them closes their connections.
+pub(crate) struct Fleet {
+    workers: Vec<Worker>,
+    /// How long it took to connect them all.
+    pub(crate) connecting: Duration,
+}
+
+/// What a worker and whoever waits for it tell each other.
+#[derive(Default)]
+struct Shared {
+    acknowledged: AtomicU64,
+    stop: AtomicBool,
+}
+
+impl Fleet {
+    /// Connects all devices, `at_once` at a time, and returns when each has its last answer.
+    pub(crate) fn connect(
+        target: &Target,
+        logins: &[Arc<Login>],
+        threads: usize,
+        at_once: usize,
+    ) -> Result<Self> {
+        let threads = threads.clamp(1, logins.len().max(1));
+        let started = Instant::now();
+        let workers = thread::scope(|scope| {
+            let handles: Vec<_> = (0..threads)
+                .map(|first| {
+                    let share: Vec<_> = logins.iter().skip(first).step_by(threads).collect();
+                    scope.spawn(move || Worker::connect(target, &share, at_once.div_ceil(threads)))
+                })
+                .collect();
+            join(handles)
+        })?;
+        Ok(Self {
+            workers,
+            connecting: started.elapsed(),
+        })
+    }
+
+    /// Sends, and returns when everything sent is acknowledged. `cpu` asks for the server's processor
+    /// time so far.
+    pub(crate) fn run(
+        &mut self,
+        load: &Load,
+        cpu: impl Fn() -> Result<Duration>,
+    ) -> Result<Measured> {
+        let content = Content::new(load.bytes, load.phase);
+        let shared: Vec<Shared> = self.workers.iter().map(|_| Shared::default()).collect();
+        let connections: usize = self.workers.iter().map(Worker::connections).sum();
+        let started = Instant::now();
+        thread::scope(|scope| {
+            let handles: Vec<_> = self
+                .workers
+                .iter_mut()
+                .zip(&shared)
+                .map(|(worker, shared)| {
+                    let content = &content;
+                    scope.spawn(move || worker.run(load, content, connections, started, shared))
+                })
+                .collect();
+            let look = || -> Result<_> {
+                let acknowledged = shared
+                    .iter()
+                    .map(|s| s.acknowledged.load(Ordering::Relaxed));
+                let others = machine_cpu_time()?
+                    .saturating_sub(cpu_time(std::process::id())?)
+                    .saturating_sub(cpu()?);
+                let acknowledged = acknowledged.sum::<u64>();
+                Ok((acknowledged, cpu()?, Instant::now(), others))
+            };
+            thread::sleep(load.warm);
+            let before = look();
+            thread::sleep(load.measured);
+            let after = look();
+            for shared in &shared {
+                shared.stop.store(true, Ordering::Relaxed);
+            }
+            let outcomes = join(handles)?;
+            let (before, after) = (before?, after?);
+            let mut latency = Histogram::new(3)?;
+            let mut unsent = 0;
+            for outcome in outcomes {
+                latency.add(outcome.latency)?;
+                unsent += outcome.unsent;
+            }
+            let took = after.2 - before.2;
+            let others = after.3.saturating_sub(before.3);
+            Ok(Measured {
+                messages: after.0 - before.0,
+                took,
+                cpu: after.1.saturating_sub(before.1),
+                disturbed_cores: others.as_secs_f64() / took.as_secs_f64(),
+                latency,
+                unsent,
+            })
+        })
+    }
+
+    /// Messages acknowledged so far on each connection, in the order of the logins.
+    pub(crate) fn acknowledged(&self) -> Vec<u64> {
+        let threads = self.workers.len().max(1);
+        let devices: usize = self.workers.iter().map(Worker::connections).sum();
+        let count = |device: usize| {
+            let worker = self.workers.get(device % threads)?;
+            worker.acknowledged(device / threads)
+        };
+        (0..devices)
+            .map(|device| count(device).unwrap_or(0))
+            .collect()
+    }
+}
+
+impl Measured {
+    pub(crate) fn per_second(&self) -> f64 {
+        self.messages as f64 / self.took.as_secs_f64()
+    }
+
+    /// Microseconds of the server's processor time for one message.
+    pub(crate) fn cpu_us(&self) -> f64 {
+        self.cpu.as_secs_f64() * 1e6 / (self.messages as f64).max(1.0)
+    }
+}
+
+fn join<T>(handles: Vec<thread::ScopedJoinHandle<'_, Result<T>>>) -> Result<Vec<T>> {
+    let outcomes: Vec<_> = handles
+        .into_iter()
+        .map(|handle| handle.join().ok().context("a thread panicked")?)
+        .collect();
+    outcomes.into_iter().collect()
+}
