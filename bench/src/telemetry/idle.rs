@@ -33,6 +33,8 @@ pub(super) async fn run(arguments: &Arguments, report: &mut Report) -> Result<()
     hub.stop().await?;
     hub.start_again().await?;
     let plain = measure(arguments, &hub.plain(), hub.pid()?, &subscribing).await?;
+    hub.stop().await?;
+    hub.start_again().await?;
     let connects = measure(arguments, &hub.plain(), hub.pid()?, &silent).await?;
     hub.stop().await?;
     hub.start_again().await?;
@@ -44,15 +46,18 @@ pub(super) async fn run(arguments: &Arguments, report: &mut Report) -> Result<()
     report.row(
         "idle",
         &format!(
-            "{} idle connections with one subscription: {:.1} KiB resident each plain (aim: 4), {:.1} with TLS (aim: 16; a \
+            "{} idle connections with one subscription: {:.1} KiB resident each plain (aim: 4; {:.1} \
+             without subscription), {:.1} with TLS (aim: 16; a \
              bare tokio-rustls server {:.1})",
             arguments.connections,
             plain.resident_bytes_each / 1024.0,
+            connects.resident_bytes_each / 1024.0,
             tls.resident_bytes_each / 1024.0,
             bare.resident_bytes_each / 1024.0,
         ),
         json!({
             "connections": arguments.connections, "plain_bytes": plain.resident_bytes_each,
+            "plain_silent_bytes": connects.resident_bytes_each,
             "tls_bytes": tls.resident_bytes_each, "bare_tls_bytes": bare.resident_bytes_each,
         }),
     );

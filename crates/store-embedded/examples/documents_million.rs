@@ -3,16 +3,19 @@
 
 #![expect(clippy::print_stdout, reason = "printing is what it is for")]
 
+mod figures;
+
+use std::env;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use std::{env, fs};
 
 use bytes::Bytes;
 use fieldpost_store::documents::{Action, Change, Collection, Condition, Documents, ListRequest};
 use fieldpost_store::suite::block_on;
 use fieldpost_store_embedded::health::StoreHealth;
 use fieldpost_store_embedded::keyvalue::{KeyValueStore, verify};
+use figures::{bytes_below, memory};
 
 const DOCUMENTS: u64 = 1_000_000;
 const BATCH: u64 = 10_000;
@@ -127,27 +130,4 @@ fn create(number: u64) -> Change {
             value: value.into(),
         },
     }
-}
-
-/// Resident memory of this process, where the system tells.
-fn memory() -> String {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = |name: &str| {
-        let found = status.lines().find(|line| line.starts_with(name));
-        found.map_or("unknown", |line| line.trim_start_matches(name).trim())
-    };
-    format!("resident {}, at most {}", line("VmRSS:"), line("VmHWM:"))
-}
-
-fn bytes_below(path: &Path) -> std::io::Result<u64> {
-    let mut bytes = 0;
-    for entry in fs::read_dir(path)? {
-        let entry = entry?;
-        bytes += if entry.file_type()?.is_dir() {
-            bytes_below(&entry.path())?
-        } else {
-            entry.metadata()?.len()
-        };
-    }
-    Ok(bytes)
 }

@@ -7,6 +7,8 @@
 
 #![expect(clippy::print_stdout, reason = "printing is what it is for")]
 
+mod figures;
+
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
@@ -23,6 +25,7 @@ use fieldpost_store::queues::{
 use fieldpost_store::suite::block_on;
 use fieldpost_store_embedded::health::StoreHealth;
 use fieldpost_store_embedded::keyvalue::{KeyValueStore, verify};
+use figures::{bytes_below, memory};
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -287,27 +290,4 @@ fn cpu() -> Duration {
         .filter_map(|ticks| ticks.parse::<u64>().ok())
         .sum();
     Duration::from_millis(ticks * 10)
-}
-
-/// Resident memory of this process, where the system tells.
-fn memory() -> String {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = |name: &str| {
-        let found = status.lines().find(|line| line.starts_with(name));
-        found.map_or("unknown", |line| line.trim_start_matches(name).trim())
-    };
-    format!("resident {}, at most {}", line("VmRSS:"), line("VmHWM:"))
-}
-
-fn bytes_below(path: &Path) -> std::io::Result<u64> {
-    let mut bytes = 0;
-    for entry in fs::read_dir(path)? {
-        let entry = entry?;
-        bytes += if entry.file_type()?.is_dir() {
-            bytes_below(&entry.path())?
-        } else {
-            entry.metadata()?.len()
-        };
-    }
-    Ok(bytes)
 }

@@ -29,8 +29,9 @@ pub enum StoreError {
     Damaged {
         /// File and range, and partition and sequence numbers where they are known.
         what: Arc<str>,
-        /// For a read of the log, the sequence number from which on it has sound records again, or
-        /// will have them. Whoever goes on there leaves out what is damaged, knowingly.
+        /// For a read of the log, of a queue or of a lane, the number from which on it has sound
+        /// records again, or will have them. Whoever goes on there leaves out what is damaged,
+        /// knowingly.
         resume: Option<SequenceNumber>,
     },
     /// The caller gave something that the contract does not allow; nothing was written.

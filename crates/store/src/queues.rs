@@ -55,6 +55,9 @@ pub trait DeviceQueues: Send + Sync + 'static {
     -> Answer<Result<Vec<OperationResult>, StoreError>>;
 
     /// Reads the messages of a queue in the order of their numbers.
+    ///
+    /// An answer ends in front of a message that cannot be read. Where that is the first one, it is
+    /// [`StoreError::Damaged`] with the number from which to go on.
     fn list(&self, request: ListQueue) -> Answer<Result<QueuePage, StoreError>>;
 
     /// How many messages are in each of some queues, in the order asked for; 0 where there is no
@@ -62,14 +65,15 @@ pub trait DeviceQueues: Send + Sync + 'static {
     fn depths(&self, queues: Vec<QueueName>) -> Answer<Result<Vec<u64>, StoreError>>;
 
     /// Messages whose expiry is at or before a time, of all queues, soonest first, after a position
-    /// that an earlier answer gave. Reading does not remove them: whoever reads settles.
+    /// that an earlier answer gave. Reading does not remove them: whoever reads settles. Messages
+    /// that cannot be read are passed over.
     fn due(&self, request: ListDue) -> Answer<Result<DuePage, StoreError>>;
 
     /// The soonest expiry of any message after a position. `None` when there is none.
     fn next_due(&self, after: Option<DuePosition>)
     -> Answer<Result<Option<Timestamp>, StoreError>>;
 
-    /// Reads a lane in the order of its numbers.
+    /// Reads a lane in the order of its numbers. Damage is told as [`DeviceQueues::list`] does.
     fn outcomes(&self, request: ListOutcomes) -> Answer<Result<Vec<Outcome>, StoreError>>;
 
     /// What a lane holds, without reading it.

@@ -1,16 +1,14 @@
 //! Walking over all documents, offline.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 
 use fieldpost_store::StoreError;
 use fieldpost_store::documents::{Collection, Revision};
 
 use super::layout::{self, Name, StateRow};
 use super::read::Loaded;
-use crate::keyvalue::engine::{ALL_KEYS, Space, View};
-use crate::keyvalue::rows::RowError;
-use crate::keyvalue::verify::{Damage, Fingerprint};
+use crate::keyvalue::engine::{Space, View};
+use crate::keyvalue::verify::{self, Damage, Fingerprint};
 
 /// Checks every row of the documents, and that documents, change feed and counts agree.
 pub(crate) fn walk(
@@ -20,17 +18,14 @@ pub(crate) fn walk(
 ) -> Result<(), StoreError> {
     let mut walk = Walk {
         view,
-        state: loaded.state,
+        kept: loaded.state,
         damage,
     };
     walk.all(&loaded.counts)
 }
 
-struct Walk<'a> {
-    view: &'a dyn View,
-    state: StateRow,
-    damage: &'a mut Damage,
-}
+/// With the state row.
+type Walk<'a> = verify::Walk<'a, StateRow>;
 
 impl Walk<'_> {
     fn all(&mut self, counts: &BTreeMap<(Collection, u8), u64>) -> Result<(), StoreError> {
@@ -48,7 +43,7 @@ impl Walk<'_> {
         let feed = self.fingerprint_of_changes(Space::Feed)?;
         let deletions = self.fingerprint_of_changes(Space::Deletions)?;
         let mut deleted = Fingerprint::default();
-        let state = self.state;
+        let state = self.kept;
         let view = self.view;
         let mut failed = None;
         self.each(Space::Deleted, |walk, name, row| {
@@ -84,10 +79,10 @@ impl Walk<'_> {
                 ));
             }
         }
-        if deletions.pairs != self.state.deletions {
+        if deletions.pairs != self.kept.deletions {
             self.damage.add(format!(
                 "count of deletions: {}, and there are {}",
-                self.state.deletions, deletions.pairs
+                self.kept.deletions, deletions.pairs
             ));
         }
         if documents != feed {
@@ -113,12 +108,12 @@ impl Walk<'_> {
     }
 
     fn check_revision(&mut self, space: Space, name: &[u8], revision: Revision) {
-        if revision == 0 || revision > self.state.revision {
+        if revision == 0 || revision > self.kept.revision {
             self.damage.add(format!(
                 "table {}, {}: revision {revision} was never given out; the newest is {}",
                 space.name(),
                 shown(name),
-                self.state.revision
+                self.kept.revision
             ));
         }
     }
@@ -142,7 +137,7 @@ impl Walk<'_> {
     /// Finds the pairs of two tables that do not agree: one by name, one by revision.
     fn compare(&mut self, by_name: Space, by_revision: Space) -> Result<(), StoreError> {
         let view = self.view;
-        let trimmed = self.state.deletions_trimmed;
+        let trimmed = self.kept.deletions_trimmed;
         let mut failed = None;
         self.each(by_name, |walk, name, row| {
             let revision = if by_name == Space::Documents {
@@ -200,22 +195,6 @@ impl Walk<'_> {
             Ok(())
         })?;
         failed.map_or(Ok(()), |error| Err(error.into()))
-    }
-
-    /// Goes over a whole table; a damaged row is told and passed over.
-    fn each(
-        &mut self,
-        space: Space,
-        mut check: impl FnMut(&mut Self, &[u8], &[u8]) -> Result<(), RowError>,
-    ) -> Result<(), StoreError> {
-        let view = self.view;
-        view.range(space, ALL_KEYS, &mut |key, row| {
-            if let Err(error) = check(self, key, row) {
-                self.damage.add(error.to_string());
-            }
-            ControlFlow::Continue(())
-        })?;
-        Ok(())
     }
 }
 

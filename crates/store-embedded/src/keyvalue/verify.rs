@@ -1,13 +1,16 @@
 //! Walking over everything that is stored, offline.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
+use fieldpost_store::StoreError;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::OpenError;
-use super::engine::Engine;
+use super::engine::{ALL_KEYS, Engine, EngineError, Space, View};
 use super::fjall_engine::FjallEngine;
-use super::load;
+use super::load::{self, damaged_store};
+use super::rows::RowError;
 use crate::{documents, queues};
 
 /// Lines of damage that are told one by one; the rest is counted.
@@ -42,6 +45,37 @@ fn walk(path: &Path) -> Result<Vec<String>, OpenError> {
         damage.add(error.to_string());
     }
     Ok(damage.into_lines())
+}
+
+/// A walk over the tables of a facet.
+pub(crate) struct Walk<'a, K> {
+    pub(crate) view: &'a dyn View,
+    /// What the facet's own rows say.
+    pub(crate) kept: K,
+    pub(crate) damage: &'a mut Damage,
+}
+
+impl<K> Walk<'_, K> {
+    /// Goes over a whole table; a damaged row is told and passed over.
+    pub(crate) fn each(
+        &mut self,
+        space: Space,
+        mut check: impl FnMut(&mut Self, &[u8], &[u8]) -> Result<(), RowError>,
+    ) -> Result<(), StoreError> {
+        let view = self.view;
+        let walked = view.range(space, ALL_KEYS, &mut |key, row| {
+            if let Err(error) = check(self, key, row) {
+                self.damage.add(error.to_string());
+            }
+            ControlFlow::Continue(())
+        });
+        walked.map_err(|error| match error {
+            EngineError::Damaged(why) => {
+                damaged_store(format!("table {} cannot be read: {why}", space.name()))
+            }
+            error @ EngineError::Failed(_) => error.into(),
+        })
+    }
 }
 
 /// What was found.

@@ -404,7 +404,7 @@ mod tests {
                 writes.put(Space::Meta, SEQUENCE_KEY, &row);
             }),
             "717565756573",
-            "64f97699010301000000000000",
+            "2251831501030100000000000002",
         );
         let lane = LaneRow {
             last: 9,

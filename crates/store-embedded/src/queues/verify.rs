@@ -1,16 +1,14 @@
 //! Walking over all queues and lanes, offline.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 
 use fieldpost_store::StoreError;
 use fieldpost_store::queues::{DuePosition, Lane};
 
 use super::layout::{self, LaneRow, due_key, message_key};
 use super::read::Loaded;
-use crate::keyvalue::engine::{ALL_KEYS, EngineError, Space, View};
-use crate::keyvalue::rows::RowError;
-use crate::keyvalue::verify::{Damage, Fingerprint};
+use crate::keyvalue::engine::{EngineError, Space, View};
+use crate::keyvalue::verify::{self, Damage, Fingerprint};
 
 /// Checks every row of the queues, and that messages and order of expiry, lanes and figures agree.
 pub(crate) fn walk(
@@ -20,7 +18,7 @@ pub(crate) fn walk(
 ) -> Result<(), StoreError> {
     let mut walk = Walk {
         view,
-        sequence: loaded.sequence,
+        kept: loaded.sequence,
         damage,
     };
     walk.messages()?;
@@ -32,11 +30,8 @@ pub(crate) fn walk(
     Ok(())
 }
 
-struct Walk<'a> {
-    view: &'a dyn View,
-    sequence: u64,
-    damage: &'a mut Damage,
-}
+/// With the newest number given to a message.
+type Walk<'a> = verify::Walk<'a, u64>;
 
 impl Walk<'_> {
     fn messages(&mut self) -> Result<(), StoreError> {
@@ -44,11 +39,11 @@ impl Walk<'_> {
         self.each(Space::Messages, |walk, key, row| {
             let (queue, sequence) = layout::parse_message_key(key)?;
             let (expires, _) = layout::parse_message_head(key, row)?;
-            if sequence == 0 || sequence > walk.sequence {
+            if sequence == 0 || sequence > walk.kept {
                 walk.damage.add(format!(
                     "table messages, {}: number {sequence} was never given out; the newest is {}",
                     queue.escape_ascii(),
-                    walk.sequence
+                    walk.kept
                 ));
             }
             messages.add(queue, &due_key(DuePosition { expires, sequence }));
@@ -148,22 +143,6 @@ impl Walk<'_> {
                 lane.0
             ));
         }
-        Ok(())
-    }
-
-    /// Goes over a whole table; a damaged row is told and passed over.
-    fn each(
-        &mut self,
-        space: Space,
-        mut check: impl FnMut(&mut Self, &[u8], &[u8]) -> Result<(), RowError>,
-    ) -> Result<(), StoreError> {
-        let view = self.view;
-        view.range(space, ALL_KEYS, &mut |key, row| {
-            if let Err(error) = check(self, key, row) {
-                self.damage.add(error.to_string());
-            }
-            ControlFlow::Continue(())
-        })?;
         Ok(())
     }
 }

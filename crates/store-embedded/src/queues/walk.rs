@@ -13,7 +13,7 @@ use fieldpost_model::Timestamp;
 use fieldpost_store::queues::{Lane, OutcomeNumber};
 
 use super::layout::{self, RecordView};
-use crate::keyvalue::engine::{ALL_KEYS, EngineError, Space, View};
+use crate::keyvalue::engine::{self, ALL_KEYS, EngineError, Space, View};
 
 /// How many messages of a queue are looked up at a time where it cannot be walked over.
 const LOOKED_UP_MAX: usize = 1_024;
@@ -223,7 +223,7 @@ impl<'a> Rows<'a> {
         &self,
         from: u128,
         to: u128,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+        visit: &mut engine::Visit<'_>,
     ) -> Result<(), EngineError> {
         let (from, to) = (self.key(from), self.key(to));
         let range = (Bound::Included(&from[..]), Bound::Included(&to[..]));

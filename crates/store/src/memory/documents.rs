@@ -7,14 +7,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::ready;
-use tokio::sync::oneshot;
 
-use super::{SharedHealth, refusal};
+use super::SharedHealth;
+use super::switches::Switches;
 use crate::documents::{
     Action, Change, ChangeResult, Collection, Condition, Document, Documents, Feed, FeedEntry,
     ListRequest, Page, Revision, check_bounds,
 };
-use crate::{Answer, HealthLevel, StoreError};
+use crate::{Answer, StoreError};
 
 /// Deletions that the feed remembers until told otherwise.
 const DELETIONS_KEPT: usize = 1_000_000;
@@ -37,9 +37,7 @@ struct State {
     counts: BTreeMap<(Collection, u8), u64>,
     revision: Revision,
     deletions_trimmed: Revision,
-    withheld: Option<Vec<oneshot::Sender<()>>>,
-    fail_next: bool,
-    closed: bool,
+    switches: Switches,
 }
 
 type Name = (Collection, Bytes);
@@ -69,24 +67,14 @@ impl MemoryDocuments {
     /// Makes the next batch of changes fail as a failed sync does: it is lost, and the store is
     /// read-only.
     pub fn fail_next(&self) {
-        self.lock().fail_next = true;
+        self.lock().switches.fail_next = true;
     }
 
     /// Keeps the answers of [`Documents::apply`] back, or lets all that were kept back go, in
     /// order. Changes are made and can be read meanwhile.
     pub fn withhold(&self, withhold: bool) {
-        let mut state = self.lock();
-        let released = if withhold {
-            state.withheld.get_or_insert_with(Vec::new);
-            None
-        } else {
-            state.withheld.take()
-        };
-        drop(state);
-        for answer in released.unwrap_or_default() {
-            // Nobody may be waiting for it any more.
-            let _ = answer.send(());
-        }
+        let withheld = self.lock().switches.withhold(withhold);
+        withheld.release();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -172,36 +160,16 @@ impl Documents for MemoryDocuments {
 
     fn apply(&self, changes: Vec<Change>) -> Answer<Result<Vec<ChangeResult>, StoreError>> {
         let mut state = self.lock();
-        let refused = if state.closed {
-            Some(StoreError::Closed)
-        } else {
-            check_bounds(&changes)
-                .err()
-                .or_else(|| refusal(&self.health.facets, HealthLevel::HoldAll))
-        };
-        if let Some(refused) = refused {
+        let in_bounds = check_bounds(&changes);
+        if let Err(refused) = state.switches.admit(&self.health, in_bounds) {
             return ready(Err(refused)).boxed();
-        }
-        if std::mem::take(&mut state.fail_next) {
-            return ready(Err(self.health.fail())).boxed();
         }
         let results = changes
             .into_iter()
             .map(|change| state.apply(change))
             .collect();
         state.trim_deletions(self.deletions_kept);
-        let Some(withheld) = &mut state.withheld else {
-            return ready(Ok(results)).boxed();
-        };
-        let (release, released) = oneshot::channel();
-        withheld.push(release);
-        released
-            .map(move |released| {
-                // The sender goes without a word only with the whole engine.
-                released.map_err(|_| StoreError::Closed)?;
-                Ok(results)
-            })
-            .boxed()
+        state.switches.answer(results)
     }
 
     fn list(&self, request: ListRequest) -> Answer<Result<Page, StoreError>> {
@@ -253,7 +221,7 @@ impl Documents for MemoryDocuments {
     }
 
     fn close(&self) -> Answer<()> {
-        self.lock().closed = true;
+        self.lock().switches.closed = true;
         self.withhold(false);
         ready(()).boxed()
     }
@@ -264,7 +232,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::Health;
+    use crate::{Health, HealthLevel};
 
     fn put(documents: &MemoryDocuments) -> Answer<Result<Vec<ChangeResult>, StoreError>> {
         documents.apply(vec![Change {

@@ -7,6 +7,7 @@
 mod documents;
 mod log;
 mod queues;
+mod switches;
 
 use std::sync::Arc;
 

@@ -8,9 +8,10 @@ use bytes::Bytes;
 use fieldpost_model::Timestamp;
 use futures_util::FutureExt;
 use futures_util::future::ready;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
-use super::{SharedHealth, refusal};
+use super::SharedHealth;
+use super::switches::Switches;
 use crate::queues::{
     DeviceQueues, DuePage, DuePosition, Lane, LaneFigures, ListDue, ListOutcomes, ListQueue,
     Operation, OperationResult, Outcome, OutcomeNumber, QueueName, QueuePage, QueuedMessage,
@@ -35,10 +36,8 @@ struct State {
     lanes: BTreeMap<Lane, Records>,
     /// The last sequence number given.
     sequence: u64,
-    withheld: Option<Vec<oneshot::Sender<()>>>,
-    fail_next: bool,
+    switches: Switches,
     panics: bool,
-    closed: bool,
     damaged_messages: BTreeSet<u64>,
     damaged_outcomes: BTreeSet<(Lane, OutcomeNumber)>,
     no_depths: bool,
@@ -75,7 +74,7 @@ impl MemoryQueues {
     /// Makes the next batch of operations fail as a failed sync does: it is lost, and the store is
     /// read-only.
     pub fn fail_next(&self) {
-        self.lock().fail_next = true;
+        self.lock().switches.fail_next = true;
     }
 
     /// Makes a message unreadable, as a damaged row is: reading its queue stops in front of it, and
@@ -103,18 +102,8 @@ impl MemoryQueues {
     /// Keeps the answers of [`DeviceQueues::apply`] back, or lets all that were kept back go, in
     /// order. Operations are carried out and can be seen meanwhile.
     pub fn withhold(&self, withhold: bool) {
-        let mut state = self.lock();
-        let released = if withhold {
-            state.withheld.get_or_insert_with(Vec::new);
-            None
-        } else {
-            state.withheld.take()
-        };
-        drop(state);
-        for answer in released.unwrap_or_default() {
-            // Nobody may be waiting for it any more.
-            let _ = answer.send(());
-        }
+        let withheld = self.lock().switches.withhold(withhold);
+        withheld.release();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -129,18 +118,9 @@ impl DeviceQueues for MemoryQueues {
         operations: Vec<Operation>,
     ) -> Answer<Result<Vec<OperationResult>, StoreError>> {
         let mut state = self.lock();
-        let refused = if state.closed {
-            Some(StoreError::Closed)
-        } else {
-            check_bounds(&operations)
-                .err()
-                .or_else(|| refusal(&self.health.facets, HealthLevel::HoldAll))
-        };
-        if let Some(refused) = refused {
+        let in_bounds = check_bounds(&operations);
+        if let Err(refused) = state.switches.admit(&self.health, in_bounds) {
             return ready(Err(refused)).boxed();
-        }
-        if std::mem::take(&mut state.fail_next) {
-            return ready(Err(self.health.fail())).boxed();
         }
         if let Some(damage) = operations.iter().find_map(|o| state.damage_met(o)) {
             return ready(Err(damage)).boxed();
@@ -150,18 +130,7 @@ impl DeviceQueues for MemoryQueues {
             .into_iter()
             .map(|operation| state.carry_out(operation, room))
             .collect();
-        let Some(withheld) = &mut state.withheld else {
-            return ready(Ok(results)).boxed();
-        };
-        let (release, released) = oneshot::channel();
-        withheld.push(release);
-        released
-            .map(move |released| {
-                // The sender goes without a word only with the whole engine.
-                released.map_err(|_| StoreError::Closed)?;
-                Ok(results)
-            })
-            .boxed()
+        state.switches.answer(results)
     }
 
     fn list(&self, request: ListQueue) -> Answer<Result<QueuePage, StoreError>> {
@@ -280,7 +249,7 @@ impl DeviceQueues for MemoryQueues {
     }
 
     fn close(&self) -> Answer<()> {
-        self.lock().closed = true;
+        self.lock().switches.closed = true;
         self.withhold(false);
         ready(()).boxed()
     }

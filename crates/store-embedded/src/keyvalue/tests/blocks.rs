@@ -90,6 +90,38 @@ fn of_a_damaged_block_of_messages_the_rest_of_each_queue_is_read_and_expires() {
 }
 
 #[test]
+fn what_is_between_two_damaged_blocks_is_read() {
+    let (_folder, path) = stored();
+    let mut lost = break_block(&path, "messages", &message(4), &all_messages());
+    lost.extend(break_block(
+        &path,
+        "messages",
+        &message(48),
+        &all_messages(),
+    ));
+    let mut lost_records = BTreeSet::new();
+    for number in [2, 4, 10] {
+        lost_records.extend(break_block(
+            &path,
+            "outcomes",
+            &record(number),
+            &all_records(),
+        ));
+    }
+    let store = open(&path).unwrap();
+    let of_queue = (4..=MESSAGES).step_by(4);
+    let (broken, sound): (Vec<_>, Vec<_>) = of_queue.partition(|n| lost.contains(n));
+    assert!(
+        sound.iter().any(|n| (4..48).contains(n)),
+        "some are between"
+    );
+    assert_eq!(read_queue(&store, "a"), (sound, broken));
+    let (broken, sound): (Vec<_>, Vec<_>) = (1..=RECORDS).partition(|n| lost_records.contains(n));
+    assert_eq!(read_lane(&store, LANE), (sound, broken));
+    close(&store);
+}
+
+#[test]
 fn a_batch_that_meets_damage_is_refused_alone() {
     let (_folder, path) = stored();
     let lost = break_block(&path, "messages", &message(20), &all_messages());
@@ -226,11 +258,14 @@ fn of_a_damaged_block_of_records_the_rest_of_each_lane_is_read_and_forgotten() {
 }
 
 #[test]
-fn verify_names_what_a_damaged_block_holds_up() {
+fn verify_names_the_table_of_a_damaged_block() {
     let (_folder, path) = stored();
     break_block(&path, "messages", &message(20), &all_messages());
     let lines = verify(&path).unwrap();
-    assert!(!lines.is_empty(), "{lines:?}");
+    let [line] = &lines[..] else {
+        panic!("{lines:?}");
+    };
+    assert!(line.contains("table messages cannot be read: "), "{line}");
 }
 
 /// A closed store with messages 1 to 52 in four queues, which expire in their order, and twelve
@@ -239,10 +274,11 @@ fn stored() -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("documents");
     let store = open(&path).unwrap();
-    for n in 1..=MESSAGES {
+    let enqueues = (1..=MESSAGES).map(|n| {
         let name = QUEUES[usize::try_from(n % 4).unwrap()];
-        operate(&store, enqueue_at(name, n, 50)).unwrap();
-    }
+        enqueue_at(name, n, 50)
+    });
+    block_on(store.queues.apply(enqueues.collect())).unwrap();
     for n in 1..=RECORDS {
         for (lane, number) in [(LANE, n), (FIRST_LANE, n + 100)] {
             let record = Operation::Record {
