@@ -16,6 +16,7 @@ use super::secret::{SECRET_KEY, Secret};
 use super::{OpenError, load};
 use crate::documents::layout::{STATE_KEY, StateRow, state_row};
 use crate::queues::layout::{SEQUENCE_KEY, sequence_row};
+use crate::queues::read as queues;
 
 /// What opening has to replay at most, and the least that fjall accepts.
 const JOURNALS_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -56,10 +57,12 @@ impl FjallEngine {
         }
         let opened = Self::open_as_it_is(path)?;
         let format = load::format(path, &*opened.snapshot())?;
+        if format >= 2 {
+            files::end_upgrade(path)?;
+        }
         if format < FORMAT {
             return opened.upgrade(path, format)?.with_secret(path);
         }
-        files::end_upgrade(path)?;
         opened.with_secret(path)
     }
 
@@ -97,14 +100,20 @@ impl FjallEngine {
         })
     }
 
-    /// Makes the tables that a format has and an older one had not, and then says so in one write:
-    /// until then the store is one of the older format.
+    /// Makes what a format has and an older one had not, and says so in the last write: until then
+    /// the store is one of the older format.
     fn upgrade(self, path: &Path, from: u32) -> Result<Self, OpenError> {
         tracing::info!(from, to = FORMAT, "upgrading documents and queues");
-        files::begin_upgrade(path)?;
-        let engine = self.make_tables(path)?;
         let mut writes = Writes::default();
         writes.put(Space::Meta, FORMAT_KEY, &format_row(FORMAT));
+        if from >= 2 {
+            let lanes = queues::note_lanes(&*self.snapshot(), &mut writes);
+            lanes.map_err(|error| damaged(path, error.to_string()))?;
+            self.write_first(path, &writes)?;
+            return Ok(self);
+        }
+        files::begin_upgrade(path)?;
+        let engine = self.make_tables(path)?;
         writes.put(Space::Meta, SEQUENCE_KEY, &sequence_row(0, []));
         engine.write_first(path, &writes)?;
         files::end_upgrade(path)?;

@@ -8,7 +8,7 @@ use super::engine::{EngineError, Space};
 /// The format of the whole key-value store; one of a newer format is not opened.
 ///
 /// Format 1 had documents only; 2 brought device queues.
-pub(crate) const FORMAT: u32 = 2;
+pub(crate) const FORMAT: u32 = 3;
 
 /// The version of each row.
 const ROW: u8 = 1;

@@ -17,7 +17,7 @@ use super::layout::{
     self, LANE_PREFIX, LaneRow, SEQUENCE_KEY, due_number, lane_key, message_key, outcomes_key,
 };
 use super::walk::{self, Found, Message, Records, Rows};
-use crate::keyvalue::engine::{Engine, EngineError, Space, View};
+use crate::keyvalue::engine::{Engine, EngineError, Space, View, Writes};
 use crate::keyvalue::rows::shown_damage;
 use crate::keyvalue::{damaged_store, visit};
 
@@ -338,15 +338,7 @@ pub(crate) struct Loaded {
 /// Reads what the writer goes on from. Looks at a handful of rows, however many there are.
 pub(crate) fn load(view: &dyn View) -> Result<Loaded, StoreError> {
     let (sequence, known) = sequence_and_lanes(view)?;
-    let mut lanes = BTreeMap::new();
-    let range = (Bound::Included(LANE_PREFIX), Bound::Unbounded);
-    visit(view, Space::Meta, range, |key, row| {
-        let Some(lane) = layout::split_lane_key(key) else {
-            return Ok(ControlFlow::Break(()));
-        };
-        lanes.insert(lane, layout::parse_lane(key, row)?);
-        Ok(ControlFlow::Continue(()))
-    })?;
+    let lanes = lane_rows(view)?;
     for lane in (0..=u8::MAX).map(Lane) {
         match lanes.get(&lane) {
             Some(row) => ends_at(view, lane, row)?,
@@ -362,6 +354,27 @@ pub(crate) fn load(view: &dyn View) -> Result<Loaded, StoreError> {
         }
     }
     Ok(Loaded { sequence, lanes })
+}
+
+/// Notes the lanes that have rows in the row of the newest message, which had none in format 2.
+pub(crate) fn note_lanes(view: &dyn View, writes: &mut Writes) -> Result<(), StoreError> {
+    let (sequence, _) = sequence_and_lanes(view)?;
+    let row = layout::sequence_row(sequence, lane_rows(view)?.into_keys());
+    writes.put(Space::Meta, SEQUENCE_KEY, &row);
+    Ok(())
+}
+
+fn lane_rows(view: &dyn View) -> Result<BTreeMap<Lane, LaneRow>, StoreError> {
+    let mut lanes = BTreeMap::new();
+    let range = (Bound::Included(LANE_PREFIX), Bound::Unbounded);
+    visit(view, Space::Meta, range, |key, row| {
+        let Some(lane) = layout::split_lane_key(key) else {
+            return Ok(ControlFlow::Break(()));
+        };
+        lanes.insert(lane, layout::parse_lane(key, row)?);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(lanes)
 }
 
 /// Whether nothing is in a lane behind its last record, as every commit leaves it. What is damaged

@@ -7,6 +7,7 @@ use fieldpost_store::documents::ListRequest;
 use super::*;
 use crate::keyvalue::rows::{FORMAT, FORMAT_KEY, format_row};
 use crate::keyvalue::verify;
+use crate::queues::layout as queues;
 
 #[test]
 fn a_store_of_a_newer_format_is_left_alone() {
@@ -17,8 +18,8 @@ fn a_store_of_a_newer_format_is_left_alone() {
         matches!(
             refused,
             Err(OpenError::Newer {
-                found: 3,
-                supported: 2,
+                found: 4,
+                supported: 3,
                 ..
             })
         ),
@@ -51,6 +52,41 @@ fn a_store_of_format_1_is_upgraded_when_it_is_opened() {
     let store = open(&path).unwrap();
     assert_eq!(messages(&store, "q").unwrap().len(), 1);
     close(&store);
+}
+
+#[test]
+fn a_store_of_format_2_is_upgraded_when_it_is_opened() {
+    let (_folder, path) = fixture("format-2");
+    assert_eq!(verify(&path).unwrap(), [""; 0], "as it is");
+    assert_eq!(format(&path), 2);
+    let store = open(&path).unwrap();
+    let found: Vec<_> = messages(&store, "q").unwrap();
+    let found: Vec<_> = found
+        .iter()
+        .map(|message| (message.sequence, message.delivery_count))
+        .collect();
+    assert_eq!(found, [(1, 1), (2, 0)]);
+    assert_eq!(store.queues.lane(LANE).last, 3);
+    assert_eq!(
+        operate(&store, enqueue("q", 5)).unwrap(),
+        OperationResult::Enqueued { sequence: 5 }
+    );
+    close(&store);
+    assert_eq!(format(&path), FORMAT);
+    assert_eq!(verify(&path).unwrap(), [""; 0]);
+    // From then on a lane's row that is missing is noticed.
+    let engine = FjallEngine::open_as_it_is(&path).unwrap();
+    let mut writes = Writes::default();
+    writes.remove(Space::Meta, |key| {
+        key.extend_from_slice(&queues::lane_key(LANE));
+    });
+    engine.apply(&writes).unwrap();
+    drop(engine);
+    let refused = open(&path).map(drop);
+    assert!(
+        matches!(refused, Err(OpenError::Damaged { .. })),
+        "{refused:?}"
+    );
 }
 
 #[test]
@@ -130,10 +166,16 @@ fn upgraded(path: &Path) {
 /// A copy of a store that the last version with format 1 wrote: documents `a`, `b` and `c` in
 /// collection 1, and one that is deleted.
 fn format_1() -> (TempDir, PathBuf) {
+    fixture("format-1")
+}
+
+/// A copy of a store that an earlier version wrote. That of format 2 holds what [`stored`] puts into
+/// one.
+fn fixture(name: &str) -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("documents");
-    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/format-1/documents");
-    copy(&from, &path);
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    copy(&data.join(name).join("documents"), &path);
     (folder, path)
 }
 
