@@ -185,16 +185,19 @@ impl Bench<'_> {
         let beside = percentiles(&nulls);
         let hub = percentiles(&hubs);
         let rate = median(hubs.iter().map(Measured::per_second));
+        let disturbed = median(hubs.iter().map(|round| round.disturbed_cores));
         let unsent: u64 = hubs.iter().map(|round| round.unsent).sum();
         let cpu = median(hubs.iter().map(Measured::cpu_us));
         report.row(
             "latency",
             &format!(
                 "{per_second}/s offered at fixed moments by 200 connections, 256 B: hub {rate:.0}/s, {cpu:.2} us CPU \
-                 per message, latency in ms {hub} (aim: p99 5); null server {beside}; {unsent} not sent in time"
+                 per message, latency in ms {hub} (aim: p99 5); null server {beside}; {unsent} not sent in time; \
+                 {disturbed:.2} cores taken by others"
             ),
             json!({
                 "offered_per_second": per_second, "per_second": rate, "cpu_us": cpu, "unsent": unsent,
+                "disturbed_cores": disturbed,
                 "hub_ms": hub.json(), "null_ms": beside.json(),
             }),
         );
@@ -203,7 +206,7 @@ impl Bench<'_> {
 }
 
 fn show(shape: &Shape, rounds: &[Round], report: &mut Report) -> Result<()> {
-    let null = median(rounds.iter().map(|round| round.null.per_second()));
+    let beside = median(rounds.iter().map(|round| round.null.per_second()));
     let hub = median(rounds.iter().map(|round| round.hub.per_second()));
     let null_cpu = median(rounds.iter().map(|round| round.null.cpu_us()));
     let hub_cpu = median(rounds.iter().map(|round| round.hub.cpu_us()));
@@ -215,11 +218,11 @@ fn show(shape: &Shape, rounds: &[Round], report: &mut Report) -> Result<()> {
     let name = shape.row.to_string();
     let mut figures = json!({
         "connections": shape.connections, "in_flight": shape.in_flight, "bytes": shape.bytes,
-        "null_per_second": null, "hub_per_second": hub, "ratio": ratio, "aim": shape.aim,
+        "null_per_second": beside, "hub_per_second": hub, "ratio": ratio, "aim": shape.aim,
         "null_cpu_us": null_cpu, "hub_cpu_us": hub_cpu,
     });
     let mut text = format!(
-        "{} x {} in flight, {} B: null server {null:.0}/s ({null_cpu:.2} us), hub {hub:.0}/s ({hub_cpu:.2} us CPU per \
+        "{} x {} in flight, {} B: null server {beside:.0}/s ({null_cpu:.2} us), hub {hub:.0}/s ({hub_cpu:.2} us CPU per \
          message), ratio {ratio:.3}",
         shape.connections, shape.in_flight, shape.bytes
     );
@@ -251,7 +254,7 @@ fn show(shape: &Shape, rounds: &[Round], report: &mut Report) -> Result<()> {
     let disturbed = median(rounds.iter().map(|round| round.hub.disturbed_cores));
     text += &format!("; {disturbed:.2} cores taken by others");
     add("disturbed_cores", json!(disturbed));
-    if shape.row == Row::Pipelined && null < NULL_MIN {
+    if shape.row == Row::Pipelined && beside < NULL_MIN {
         text += "; VOID: the null server does less than 1,000,000/s";
         add("void", json!(true));
     }
