@@ -29,6 +29,10 @@ tidy:
 unit:
     cargo nextest run --workspace --all-features
 
+# the hub in a simulated world, from seeds
+sim:
+    ./test sim
+
 # the real SDKs against the release binary
 conformance:
     ./test conformance
