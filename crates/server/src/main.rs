@@ -19,7 +19,7 @@ mod trust;
 /// Messages come and go by the hundred thousand a second, each with a handful of allocations that
 /// are freed on another thread: the case that the system's allocator is slowest at (ADR 6).
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> std::process::ExitCode {
     cli::run()

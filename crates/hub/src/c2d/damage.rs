@@ -72,10 +72,10 @@ impl Shared {
     ) -> Result<u64, StoreError> {
         let (through, what) = behind(after, error)?;
         let device = key.shown().to_string();
-        if self
-            .damage
-            .is_new(format!("queue {device}"), (after + 1, through))
-        {
+        if self.damage.is_new(
+            format!("queue {device}"),
+            (after.saturating_add(1), through),
+        ) {
             let sequence = through;
             tracing::error!(
                 %device, sequence, %what,
