@@ -2,7 +2,7 @@
 // Messages to devices through the unmodified Node.js SDKs, driven by lines of JSON.
 //
 //   node c2d.js send amqp|amqp-ws       SERVICE_STRING; a line in is a message, a line out its fate
-//   node c2d.js feedback                SERVICE_STRING; a line out is a feedback record
+//   node c2d.js feedback amqp|amqp-ws   SERVICE_STRING; a line out is a feedback record
 //   node c2d.js receive mqtt|mqtt-ws|http   DEVICE_STRING, CA; a line out is a message, completed
 //
 // Prints {"ready":true} first and ends when its standard input closes. The service SDK takes its trust
@@ -13,15 +13,15 @@ const readline = require('node:readline');
 const [role, transport] = process.argv.slice(2);
 const say = (value) => process.stdout.write(`${JSON.stringify(value)}\n`);
 
-function service(name = 'amqp') {
+function service() {
   const { Client } = require('azure-iothub');
   const { Amqp, AmqpWs } = require('azure-iothub');
-  return Client.fromConnectionString(process.env.SERVICE_STRING, { amqp: Amqp, 'amqp-ws': AmqpWs }[name]);
+  return Client.fromConnectionString(process.env.SERVICE_STRING, { amqp: Amqp, 'amqp-ws': AmqpWs }[transport]);
 }
 
 async function send() {
   const { Message } = require('azure-iot-common');
-  const client = service(transport);
+  const client = service();
   await client.open();
   say({ ready: true });
   for await (const line of readline.createInterface({ input: process.stdin })) {

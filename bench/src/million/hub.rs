@@ -66,7 +66,7 @@ impl Hub {
     }
 
     /// Ends the process and starts it anew. How long it was from the launch until every listener
-    /// was up, to 20 ms.
+    /// was up, to 2 ms.
     pub(super) async fn restart(&mut self, end: End) -> Result<Duration> {
         match end {
             End::Killed => self.process.kill().await?,
