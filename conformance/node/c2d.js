@@ -3,7 +3,10 @@
 //
 //   node c2d.js send amqp|amqp-ws       SERVICE_STRING; a line in is a message, a line out its fate
 //   node c2d.js feedback amqp|amqp-ws   SERVICE_STRING; a line out is a feedback record
-//   node c2d.js receive mqtt|mqtt-ws|http   DEVICE_STRING, CA; a line out is a message, completed
+//   node c2d.js receive mqtt|mqtt-ws    DEVICE_STRING, CA; a line out is a message, completed
+//   node c2d.js poll http               DEVICE_STRING, CA; a line in is something to do: "poll", which a
+//                                       message answers if there is one, or complete, reject or abandon
+//                                       the message of a "lock", which its outcome answers
 //
 // Prints {"ready":true} first and ends when its standard input closes. The service SDK takes its trust
 // from NODE_EXTRA_CA_CERTS.
@@ -46,7 +49,8 @@ async function feedback() {
   const receiver = opened.message || opened.result || opened;
   receiver.on('errorReceived', (error) => say({ error: String(error) }));
   receiver.on('message', (message) => {
-    for (const record of JSON.parse(message.getData().toString())) say(record);
+    const { contentType } = message;
+    for (const record of JSON.parse(message.getData().toString())) say({ contentType, record });
     receiver.complete(message, () => {});
   });
   say({ ready: true });
@@ -54,46 +58,83 @@ async function feedback() {
   await client.close();
 }
 
-async function receive() {
+async function device(transport, options) {
   const { Client } = require('azure-iot-device');
-  const transports = {
-    mqtt: () => require('azure-iot-device-mqtt').Mqtt,
-    'mqtt-ws': () => require('azure-iot-device-mqtt').MqttWs,
-    http: () => require('azure-iot-device-http').Http,
-  };
-  const client = Client.fromConnectionString(process.env.DEVICE_STRING, transports[transport]());
-  await client.setOptions({
-    ca: process.env.CA,
-    http: { receivePolicy: { interval: 1 } },
-    // Longer than any test moves the clock.
-    keepalive: 1740,
-  });
+  const client = Client.fromConnectionString(process.env.DEVICE_STRING, transport);
+  await client.setOptions({ ca: process.env.CA, ...options });
   client.on('error', (error) => say({ error: String(error) }));
   await client.open();
+  return client;
+}
+
+// Every member that the SDK's message has, whichever of them the transport fills.
+function shown(message) {
+  const { messageId, correlationId, to, expiryTimeUtc, ack } = message;
+  const { userId, contentType, contentEncoding, lockToken } = message;
+  return {
+    body: Buffer.from(message.data).toString('base64'),
+    messageId,
+    correlationId,
+    to,
+    expiryTimeUtc,
+    ack,
+    userId,
+    contentType,
+    contentEncoding,
+    lockToken,
+    properties: Object.fromEntries(message.properties.propertyList.map(({ key, value }) => [key, value])),
+  };
+}
+
+async function receive() {
+  const { Mqtt, MqttWs } = require('azure-iot-device-mqtt');
+  // Longer than any test moves the clock.
+  const client = await device({ mqtt: Mqtt, 'mqtt-ws': MqttWs }[transport], { keepalive: 1740 });
   client.on('message', async (message) => {
-    const properties = {};
-    for (let index = 0; index < message.properties.count(); index += 1) {
-      const { key, value } = message.properties.getItem(index);
-      properties[key] = value;
-    }
-    const { messageId, correlationId, userId, contentType, contentEncoding } = message;
     await client.complete(message);
-    say({
-      body: Buffer.from(message.data).toString('base64'),
-      messageId,
-      correlationId,
-      userId: userId === undefined ? undefined : userId.toString(),
-      contentType,
-      contentEncoding,
-      properties,
-    });
+    say(shown(message));
   });
   say({ ready: true });
   for await (const line of readline.createInterface({ input: process.stdin })) void line;
   await client.close();
 }
 
-({ send, feedback, receive })[role]().then(
+async function poll() {
+  const { Http } = require('azure-iot-device-http');
+  let http;
+  const client = await device(
+    function (authentication) {
+      http = new Http(authentication);
+      return http;
+    },
+    // One message for each time that it is told to ask.
+    { http: { receivePolicy: { manualPolling: true, drain: false } } },
+  );
+  // The client keeps these to itself.
+  http.on('error', (error) => say({ error: error.message, status: error.response?.statusCode }));
+  const held = new Map();
+  client.on('message', (message) => {
+    held.set(message.lockToken, message);
+    say(shown(message));
+  });
+  say({ ready: true });
+  for await (const line of readline.createInterface({ input: process.stdin })) {
+    const { what, lock } = JSON.parse(line);
+    if (what === 'poll') {
+      http.receive();
+      continue;
+    }
+    try {
+      await client[what](held.get(lock));
+      say({ settled: true });
+    } catch (error) {
+      say({ settled: false, error: error.message, status: error.response?.statusCode });
+    }
+  }
+  await client.close();
+}
+
+({ send, feedback, receive, poll })[role]().then(
   () => process.exit(0),
   (error) => {
     console.error(error);

@@ -1,5 +1,6 @@
 """Starts, stops and asks a hub through its command line, as a user would."""
 
+import datetime
 import http.client
 import itertools
 import json
@@ -165,5 +166,17 @@ class Hub:
         return connection.getresponse().read().decode()
 
     def advance(self, seconds):
-        """Moves the hub's clock, so that no test waits for a time-out."""
-        self.admin("POST", "/api/test/clock", {"advanceSeconds": seconds})
+        """Moves the hub's clock, so that no test waits for a time-out; returns its time in ms."""
+        answer = self.admin("POST", "/api/test/clock", {"advanceSeconds": seconds})
+        return millis(answer["now"])
+
+    def now(self):
+        """The time of the hub's clock, in ms since 1970."""
+        return self.advance(0)
+
+
+def millis(text):
+    """A time of ISO 8601 as ms since 1970."""
+    time = datetime.datetime.fromisoformat(text)
+    assert time.utcoffset() == datetime.timedelta(0), text
+    return round(time.timestamp() * 1000)

@@ -1,155 +1,39 @@
 """Every sender with every receiver: Python and Node.js, over each of their transports."""
 
-import base64
-import json
-import os
-import queue
 import random
-import subprocess
-import threading
 import uuid
-from pathlib import Path
 
 import pytest
-from azure.iot.device import IoTHubDeviceClient
-from azure.iot.hub import IoTHubRegistryManager
-from uamqp import TransportType
 
-from service import FEEDBACK_PAUSE_SECONDS
+from clients import RAW_RECEIVERS, RECEIVERS, SENDERS, NodeFeedback, SendFailed
+from hub import millis
 
-NODE = Path(__file__).resolve().parents[1] / "node"
-WAIT_SECONDS_MAX = 30
+HOUR_MILLIS = 3_600_000
+ACKS = ("none", "negative", "positive", "full")
 
+# What the SDKs for services can send. Both: messageId, correlationId, contentType, contentEncoding,
+# expiryTimeUtc (as a number of ms; a Date or a text makes azure-iothub itself fail) and
+# iothub-ack. Neither: userId, which azure-iot-hub makes an application property and azure-iothub
+# leaves out, and a `to` of one's own. azure-iot-hub makes up a message id when it is given none.
 
-class Script:
-    """A role of conformance/node/c2d.js: lines of JSON in and out."""
-
-    def __init__(self, hub, *arguments, **environment):
-        self.process = subprocess.Popen(
-            ["node", "c2d.js", *arguments],
-            cwd=NODE,
-            env=os.environ
-            | {"NODE_EXTRA_CA_CERTS": str(hub.ca), "CA": hub.ca.read_text()}
-            | environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.lines = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
-        assert self.next() == {"ready": True}
-
-    def _read(self):
-        for line in self.process.stdout:
-            self.lines.put(json.loads(line))
-        self.lines.put({"error": "the script ended"})
-
-    def say(self, value):
-        self.process.stdin.write(json.dumps(value) + "\n")
-        self.process.stdin.flush()
-
-    def next(self, timeout=WAIT_SECONDS_MAX):
-        return self.lines.get(timeout=timeout)
-
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait(WAIT_SECONDS_MAX)
-
-
-class PythonSender:
-    def __init__(self, hub, transport):
-        self.back = IoTHubRegistryManager.from_connection_string(hub.service_string(), transport)
-
-    def send(self, device_id, body, properties, system):
-        self.back.send_c2d_message(device_id, body, properties | system)
-
-    def close(self):
-        self.back.amqp_svc_client.disconnect_sync()
-
-
-class NodeSender:
-    def __init__(self, hub, transport):
-        self.script = Script(hub, "send", transport, SERVICE_STRING=hub.service_string())
-
-    def send(self, device_id, body, properties, system):
-        self.script.say(
-            {
-                "deviceId": device_id,
-                "body": base64.b64encode(body).decode(),
-                "properties": {k: v for k, v in properties.items() if k != "iothub-ack"},
-                "ack": properties.get("iothub-ack"),
-            }
-            | system
-        )
-        assert self.script.next() == {"sent": True}
-
-    def close(self):
-        self.script.close()
-
-
-class PythonReceiver:
-    def __init__(self, hub, device, websocket):
-        self.client = IoTHubDeviceClient.create_from_connection_string(
-            device.connection_string,
-            server_verification_cert=hub.ca.read_text(),
-            websockets=websocket,
-            keep_alive=1740,
-        )
-        self.messages = queue.Queue()
-        self.client.connect()
-        self.client.on_message_received = self.messages.put
-
-    def next(self):
-        message = self.messages.get(timeout=WAIT_SECONDS_MAX)
-        return {
-            "body": message.data,
-            "messageId": message.message_id,
-            "correlationId": message.correlation_id,
-            "contentType": message.content_type,
-            "contentEncoding": message.content_encoding,
-            "properties": dict(message.custom_properties),
-        }
-
-    def close(self):
-        self.client.shutdown()
-
-
-class NodeReceiver:
-    def __init__(self, hub, device, transport):
-        self.transport = transport
-        self.script = Script(hub, "receive", transport, DEVICE_STRING=device.connection_string)
-
-    def next(self):
-        message = self.script.next()
-        properties = message["properties"]
-        # The SDK leaves the acknowledgement among the application properties, and over HTTPS the
-        # prefix on their names.
-        properties.pop("iothub-ack", None)
-        if self.transport == "http":
-            prefix = "iothub-app-"
-            properties = {k.removeprefix(prefix): v for k, v in properties.items() if k.startswith(prefix)}
-        return {
-            name: message.get(name)
-            for name in ("messageId", "correlationId", "contentType", "contentEncoding")
-        } | {"body": base64.b64decode(message["body"]), "properties": properties}
-
-    def close(self):
-        self.script.close()
-
-
-SENDERS = {
-    "python-amqp": lambda hub: PythonSender(hub, TransportType.Amqp),
-    "python-amqp-ws": lambda hub: PythonSender(hub, TransportType.AmqpOverWebsocket),
-    "node-amqp": lambda hub: NodeSender(hub, "amqp"),
-    "node-amqp-ws": lambda hub: NodeSender(hub, "amqp-ws"),
+#: What each receiver shows of a message besides its body and its application properties.
+#:
+#: No SDK shows when a message was enqueued, its sequence number or its delivery count: over MQTT
+#: they do not exist, and azure-iot-device-http reads neither these headers nor those of the content
+#: type, the content encoding and the acknowledgement. azure-iot-device of Python leaves out `to`. The
+#: two receivers without an SDK show what the SDKs hide.
+SHOWN_OVER_MQTT = {"messageId", "correlationId", "contentType", "contentEncoding", "expiryTimeUtc", "ack"}
+SHOWN = {
+    "python-mqtt": SHOWN_OVER_MQTT,
+    "python-mqtt-ws": SHOWN_OVER_MQTT,
+    "node-mqtt": SHOWN_OVER_MQTT | {"to"},
+    "node-mqtt-ws": SHOWN_OVER_MQTT | {"to"},
+    "node-http": {"messageId", "correlationId", "expiryTimeUtc", "to"},
+    "paho": SHOWN_OVER_MQTT | {"to"},
+    "https": SHOWN_OVER_MQTT | {"to", "enqueuedTime", "sequenceNumber", "deliveryCount"},
 }
-RECEIVERS = {
-    "python-mqtt": lambda hub, device: PythonReceiver(hub, device, False),
-    "python-mqtt-ws": lambda hub, device: PythonReceiver(hub, device, True),
-    "node-mqtt": lambda hub, device: NodeReceiver(hub, device, "mqtt"),
-    "node-mqtt-ws": lambda hub, device: NodeReceiver(hub, device, "mqtt-ws"),
-    "node-http": lambda hub, device: NodeReceiver(hub, device, "http"),
-}
+ALL = set.union(*SHOWN.values()) | {"userId"}
+OVER_HTTPS = ("node-http", "https")
 
 
 @pytest.fixture
@@ -166,66 +50,97 @@ def senders(hub):
         sender.close()
 
 
-@pytest.mark.parametrize("receiver_name", RECEIVERS)
+@pytest.mark.parametrize("receiver_name", RECEIVERS | RAW_RECEIVERS)
 def test_everything_intact_from_every_sender(hub, senders, receiver_name):
     device = hub.create_device(f"dev-{uuid.uuid4().hex[:12]}")
     over = "amqp-ws" if receiver_name.endswith("-ws") else "amqp"
-    feedback = Script(hub, "feedback", over, SERVICE_STRING=hub.service_string())
-    receiver = RECEIVERS[receiver_name](hub, device)
+    feedback = NodeFeedback(hub, device, over)
+    receiver = (RECEIVERS | RAW_RECEIVERS)[receiver_name](hub, device)
+    shown = SHOWN[receiver_name]
     chance = random.Random(receiver_name)
-    sent = []
+    started, last_sequence = hub.now(), 0
+    owed = {}
     for sender_name, sender in senders.items():
-        for number in range(4):
-            message_id = f"{sender_name}-{receiver_name}-{number}-{uuid.uuid4()}"
+        for number, ack in enumerate(ACKS):
+            # Of both kinds that azure-iothub knows: it sends what looks like a UUID as one.
+            message_id = str(uuid.UUID(int=chance.getrandbits(128), version=4))
+            if number % 2:
+                message_id = f"{sender_name}/{receiver_name} {number}&{message_id}=\u00e9"
+                if receiver_name in OVER_HTTPS:
+                    message_id = message_id.removesuffix("\u00e9")
             body = chance.randbytes(chance.choice([0, 1, 300, 20_000]))
+            correlation_id = str(uuid.UUID(int=chance.getrandbits(128), version=4)) if number else "c-0"
+            if receiver_name == "node-http":
+                # This SDK makes text of every body.
+                body = body.hex().encode()
             values = ["a b", "a+b", "50%", "x=y&z", "1"]
-            if receiver_name != "node-http":
+            if receiver_name not in OVER_HTTPS:
                 # Over HTTPS names are header names, and values hold printable ASCII.
                 values += ["\u017elu\u0165ou\u010dk\u00fd k\u016f\u0148", "\U0001f4ee", "a/b?c#d", "%20"]
             properties = {f"name-{n}": chance.choice(values) for n in range(5)}
-            if receiver_name == "node-http":
-                # Over HTTPS this SDK makes text of every body.
-                body = body.hex().encode()
+            before = hub.now()
             system = {
                 "messageId": message_id,
-                "correlationId": f"c-{number}",
+                "correlationId": correlation_id,
                 "contentType": "application/octet-stream",
                 "contentEncoding": "utf-8",
+                # It arrives to the millisecond, be it near or far.
+                "expiryTimeUtc": before + chance.choice([30_000, 47 * HOUR_MILLIS]) + number,
             }
-            sender.send(device.id, body, properties | {"iothub-ack": "full"}, system)
-            expected = {"body": body, "properties": properties} | system
-            if receiver_name == "node-http":
-                # This SDK does not read these two headers.
-                expected |= {"contentType": None, "contentEncoding": None}
-            assert receiver.next() == expected, sender_name
-            sent.append(message_id)
+            sender.send(device.id, body, properties, ack=ack, **system)
+            came = receiver.next()
+            after = hub.now()
+            sent = {"body": body, "properties": properties, "ack": ack} | system
+            # `none` is what a message without the property means, and none is sent for it.
+            sent["ack"] = None if ack == "none" else ack
+            check(came, sent | {"to": f"/devices/{device.id}/messages/devicebound"}, shown)
+            if "sequenceNumber" in shown:
+                assert before <= came["enqueuedTime"] <= after
+                assert came["sequenceNumber"] > last_sequence
+                last_sequence = came["sequenceNumber"]
+            if ack in ("positive", "full"):
+                owed[message_id] = "Success"
+
+        # Nothing set: an hour to live, and no id but one that the sender makes up.
+        before = hub.now()
+        sender.send(device.id, b"bare")
+        came = receiver.next()
+        after = hub.now()
+        assert before + HOUR_MILLIS <= came["expiryTimeUtc"] <= after + HOUR_MILLIS
+        made_up = sender_name.startswith("python")
+        assert bool(came["messageId"]) == made_up
+        bare = {"body": b"bare", "properties": {}, "to": f"/devices/{device.id}/messages/devicebound"}
+        bare |= {name: came[name] for name in ("expiryTimeUtc", "messageId")}
+        check(came, bare, shown)
     receiver.close()
 
-    outcomes = {}
-    while len(outcomes) < len(sent):
-        hub.advance(FEEDBACK_PAUSE_SECONDS)
-        try:
-            record = feedback.next(timeout=5)
-        except queue.Empty:
-            continue
-        assert "error" not in record, record
-        if record.get("originalMessageId") in sent:
-            outcomes[record["originalMessageId"]] = record
+    # The last was completed after all others, so that no more will come for them.
+    records = feedback.until(message_id)
+    finished = hub.now()
     feedback.close()
-    assert {record["statusCode"] for record in outcomes.values()} == {"Success"}
-    assert {record["deviceId"] for record in outcomes.values()} == {device.id}
+    assert {record["originalMessageId"]: record["statusCode"] for record in records} == owed
+    assert len(records) == len(owed)
+    for record in records:
+        assert started <= millis(record["enqueuedTimeUtc"]) <= finished
+
+
+def check(came, sent, shown):
+    """That a receiver shows what was sent, and of the rest nothing."""
+    expected = {name: sent.get(name) if name in shown else None for name in ALL}
+    expected |= {"body": sent["body"], "properties": sent["properties"]}
+    if "deliveryCount" in shown:
+        expected |= {name: came[name] for name in ("enqueuedTime", "sequenceNumber")}
+        expected["deliveryCount"] = 0
+    assert {name: came.get(name) for name in expected} == expected
 
 
 def test_refusals_reach_the_node_sdk_by_their_names(hub, senders):
-    script = senders["node-amqp"].script
-
-    def fate(device_id, body=b"x"):
-        script.say({"deviceId": device_id, "body": base64.b64encode(body).decode()})
-        return script.next()
-
-    assert fate("nobody-of-this-name") == {"sent": False, "error": "DeviceNotFoundError"}
     device = hub.create_device(f"dev-{uuid.uuid4().hex[:12]}")
-    assert fate(device.id, bytes(66_000)) == {"sent": False, "error": "MessageTooLargeError"}
-    for _ in range(50):
-        assert fate(device.id) == {"sent": True}
-    assert fate(device.id) == {"sent": False, "error": "DeviceMaximumQueueDepthExceededError"}
+
+    def check_refused(expected, device_id=device.id, body=b"x", **system):
+        with pytest.raises(SendFailed) as failed:
+            senders["node-amqp"].send(device_id, body, **system)
+        assert str(failed.value) == expected
+
+    check_refused("DeviceNotFoundError", "nobody-of-this-name")
+    check_refused("MessageTooLargeError", body=bytes(66_000))

@@ -4,7 +4,6 @@ import socket
 import ssl
 import struct
 import threading
-import time
 import urllib.parse
 
 import paho.mqtt.client as mqtt
@@ -13,57 +12,12 @@ import proton.handlers
 import proton.reactor
 import pytest
 
+from clients import Paho
 from reading import body_of, events_of
 from service import token
 
 KIB_256 = 256 * 1024
 WAIT_SECONDS_MAX = 30
-
-
-class Paho:
-    """A paho client for a device, with every step awaited."""
-
-    def __init__(self, hub, device, *, clean=True, protocol=mqtt.MQTTv311, will=None):
-        self.connected, self.gone = threading.Event(), threading.Event()
-        self.published, self.subscribed = threading.Event(), threading.Event()
-        self.result = self.session_present = None
-        self.client = mqtt.Client(device.id, clean_session=clean, protocol=protocol)
-        self.client.username_pw_set(
-            f"{hub.address}/{device.id}/?api-version=2021-04-12",
-            token(f"{hub.address}/devices/{device.id}", device.key),
-        )
-        self.client.tls_set(str(hub.ca))
-        self.client.reconnect_delay_set(60, 60)
-        if will:
-            self.client.will_set(*will)
-        self.client.on_connect = self._on_connect
-        self.client.on_disconnect = lambda *_: self.gone.set()
-        self.client.on_publish = lambda *_: self.published.set()
-        self.client.on_subscribe = self._on_subscribe
-        self.client.connect(hub.address, 8883, keepalive=60)
-        self.client.loop_start()
-        assert self.connected.wait(WAIT_SECONDS_MAX)
-
-    def _on_connect(self, client, userdata, flags, result):
-        self.result, self.session_present = result, flags["session present"]
-        self.connected.set()
-
-    def _on_subscribe(self, client, userdata, mid, granted):
-        self.granted = granted
-        self.subscribed.set()
-
-    def publish(self, topic, payload=b"", qos=1, retain=False):
-        self.published.clear()
-        self.client.publish(topic, payload, qos, retain)
-
-    def is_refused(self):
-        """Whether the hub ended the connection without acknowledging."""
-        gone = self.gone.wait(WAIT_SECONDS_MAX)
-        return gone and not self.published.is_set()
-
-    def close(self):
-        self.client.disconnect()
-        self.client.loop_stop()
 
 
 def events_topic(device, bag=""):
