@@ -9,11 +9,11 @@ use std::sync::Arc;
 
 use fieldpost_fuzz::NOW;
 use fieldpost_hub::clock::ManualClock;
-use fieldpost_model::{PartitionId, Partitioning, StreamId, Timestamp};
+use fieldpost_model::{Clock, PartitionId, Partitioning, StreamId, Timestamp};
 use fieldpost_store::log::{Appender, AtBytesMax, BatchBuilder, EventLog, ReadRequest, Retention};
 use fieldpost_store_embedded::files::Files;
 use fieldpost_store_embedded::files::sim::SimDisk;
-use fieldpost_store_embedded::fuzzing::verify_log;
+use fieldpost_store_embedded::fuzzing::{accept_log_losses, verify_log};
 use fieldpost_store_embedded::health::StoreHealth;
 use fieldpost_store_embedded::log::{LogId, LogIdentity, RecoveryReport, SteppedLog, Turn};
 use fieldpost_store_embedded::{DiskMarks, LogSettings};
@@ -48,11 +48,14 @@ fuzz_target!(|input: &[u8]| {
         }
         write(&disk, &name, &content);
     }
-    let _ = verify_log(&disk, LogId(LOG_ID));
+    let partitioning = identity().partitioning;
+    let _ = verify_log(&disk, LogId(LOG_ID), partitioning);
+    accept_losses(disk.copy());
 
     let Some((log, _)) = open(&disk) else {
         return;
     };
+    log.check_older();
     for (stream, partition) in [(0, 0), (0, 1), (1, 2)] {
         read_all(&log, StreamId(stream), PartitionId(partition));
     }
@@ -77,15 +80,34 @@ fuzz_target!(|input: &[u8]| {
     }
 });
 
+/// Whatever is damaged, nothing of it is left once all of it is accepted.
+fn accept_losses(disk: SimDisk) {
+    let files: Arc<dyn Files> = Arc::new(disk);
+    let clock: Arc<dyn Clock> = Arc::new(ManualClock::new(NOW));
+    if let Ok(left) = accept_log_losses(&files, identity(), &settings(), &clock) {
+        assert_eq!(left.damage, []);
+    }
+}
+
 fn open(disk: &SimDisk) -> Option<(Arc<SteppedLog>, RecoveryReport)> {
-    let identity = LogIdentity {
+    let clock = Arc::new(ManualClock::new(NOW));
+    let health = Arc::new(StoreHealth::new());
+    let files = Arc::new(disk.clone());
+    SteppedLog::open(files, identity(), &settings(), clock, health).ok()
+}
+
+fn identity() -> LogIdentity {
+    LogIdentity {
         id: LogId(LOG_ID),
         created: NOW,
         partitioning: Partitioning::new(PARTITIONS).expect("in range"),
         fresh: false,
         losses: 1,
-    };
-    let settings = LogSettings {
+    }
+}
+
+fn settings() -> LogSettings {
+    LogSettings {
         segment_bytes_first: 64 << 10,
         segment_bytes_max: 128 << 10,
         tail_bytes: 16 << 10,
@@ -99,10 +121,7 @@ fn open(disk: &SimDisk) -> Option<(Arc<SteppedLog>, RecoveryReport)> {
             hold_all: Some(0),
         },
         reserve_bytes: 0,
-    };
-    let clock = Arc::new(ManualClock::new(NOW));
-    let health = Arc::new(StoreHealth::new());
-    SteppedLog::open(Arc::new(disk.clone()), identity, &settings, clock, health).ok()
+    }
 }
 
 /// Reads a partition from end to end, over what is damaged.

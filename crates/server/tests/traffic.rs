@@ -178,6 +178,21 @@ fn damage_is_found_by_its_exact_place() {
     let output = place.command(&["verify"]).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("damaged: log/"), "{text}");
+
+    // Nothing is given up by a slip.
+    let output = place.command(&["repair"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(
+        place.command(&["verify"]).output().unwrap().status.code(),
+        Some(1)
+    );
+    let report = place.json(&["repair", "--accept-loss"]);
+    assert_eq!(report["accepted"][0]["lost"], damage["lost"]);
+    assert_eq!(report["left"]["sound"], true);
+    let report = place.json(&["verify"]);
+    assert_eq!(report["sound"], true);
+    assert_eq!(report["accepted"][0]["lost"], damage["lost"]);
+    assert_eq!(report["accepted"][0]["file"], damage["file"]);
 }
 
 #[test]

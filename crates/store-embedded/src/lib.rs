@@ -2,7 +2,8 @@
 //!
 //! Events live in a segment log of our own ([`log`]), everything else in a key-value store
 //! ([`keyvalue`]): [`documents`] and [`queues`]. [`EmbeddedStore::open`] puts them together under one
-//! lock, [`verify`] checks a store that nobody has open. All facets share one
+//! lock, [`verify`] checks a store that nobody has open, and [`accept_loss`] lets it go on without what
+//! is damaged. All facets share one
 //! [`health::StoreHealth`]: a failed write or sync of any turns the whole store read-only.
 //!
 //! The crate knows what is stored as bytes only, and nothing of the hub's rules.
@@ -26,6 +27,7 @@ pub mod health;
 pub mod keyvalue;
 pub mod log;
 pub mod queues;
+mod repair;
 mod store;
 #[cfg(test)]
 mod store_tests;
@@ -35,6 +37,7 @@ mod verify;
 
 pub use damage::{Damage, LostRecords};
 pub use log::verify::LogVerdict;
-pub use log::{DiskMarks, LogSettings};
+pub use log::{AcceptedLoss, DiskMarks, LogSettings};
+pub use repair::{RepairReport, accept_loss};
 pub use store::{EmbeddedConfig, EmbeddedStore, OpenError};
 pub use verify::{VerifyReport, verify};

@@ -99,10 +99,8 @@ impl EmbeddedStore {
             .map_err(OpenError::io("make", &log_path(path)))?;
         if description.creating {
             empty(&log_files).map_err(OpenError::io("empty", &log_path(path)))?;
-        } else if !has_segments(&log_files).map_err(OpenError::io("list", &log_path(path)))? {
-            // Before any number is given out: the next time must know of this one.
-            description.losses = description.losses.saturating_add(1);
-            description.save(path)?;
+        } else {
+            count_total_loss(&mut description, &log_files, path)?;
         }
         let KeyValueStore { documents, queues } =
             KeyValueStore::open(&keyvalue_path(path), Arc::clone(&health))?;
@@ -179,6 +177,20 @@ fn begin(
     );
     description.save(path)?;
     Ok(description)
+}
+
+/// Notes when all segments of the log are gone.
+pub(crate) fn count_total_loss(
+    description: &mut Description,
+    log_files: &dyn Files,
+    path: &Path,
+) -> Result<(), OpenError> {
+    if !has_segments(log_files).map_err(OpenError::io("list", &log_path(path)))? {
+        // Before any number is given out: the next time must know of this one.
+        description.losses = description.losses.saturating_add(1);
+        description.save(path)?;
+    }
+    Ok(())
 }
 
 /// Whether a log's directory holds any segment.

@@ -19,7 +19,7 @@ pub struct VerifyReport {
 }
 
 impl VerifyReport {
-    /// Whether everything that was acknowledged is there and sound.
+    /// Whether everything that was acknowledged is there and sound, but for losses that were accepted.
     #[must_use]
     pub fn is_sound(&self) -> bool {
         self.log.damage.is_empty() && self.documents.is_empty()
@@ -29,6 +29,9 @@ impl VerifyReport {
 /// A line for each damage, and one that sums up.
 impl fmt::Display for VerifyReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for loss in &self.log.accepted {
+            writeln!(f, "accepted as lost: log/{}", loss.damage)?;
+        }
         for damage in &self.log.damage {
             writeln!(f, "damaged: log/{damage}")?;
         }
@@ -51,7 +54,11 @@ impl fmt::Display for VerifyReport {
         write!(
             f,
             "{segments} segments, {groups} groups, {records} records checked; {damages} damages"
-        )
+        )?;
+        match self.log.accepted.len() {
+            0 => Ok(()),
+            accepted => write!(f, ", {accepted} losses that were accepted"),
+        }
     }
 }
 
@@ -69,7 +76,7 @@ pub fn verify(path: &Path) -> Result<VerifyReport, OpenError> {
     }
     let description = Description::load(path)?.ok_or_else(missing)?;
     let _lock = DirectoryLock::take(path)?;
-    let Some(id) = description.log_id() else {
+    let (Some(id), Some(partitioning)) = (description.log_id(), description.partitioning()) else {
         return Err(missing());
     };
     if description.creating {
@@ -78,7 +85,7 @@ pub fn verify(path: &Path) -> Result<VerifyReport, OpenError> {
     let log_path = log_path(path);
     let files = DirectoryFiles::open(&log_path).map_err(OpenError::io("open", &log_path))?;
     Ok(VerifyReport {
-        log: log::verify(&files, id)?,
+        log: log::verify(&files, id, partitioning)?,
         documents: keyvalue::verify(&keyvalue_path(path))?,
     })
 }

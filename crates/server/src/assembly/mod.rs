@@ -25,7 +25,9 @@ use tokio::task::JoinHandle;
 
 pub(crate) use endpoints::Endpoints;
 pub(crate) use lock::{DataLock, is_held};
-pub(crate) use opened::{OpenedHub, is_locked, open_for_command, store_exists, store_path};
+pub(crate) use opened::{
+    OpenedHub, engine_config, is_locked, open_for_command, store_exists, store_path,
+};
 
 use crate::admin::{self, AMQPS_PORT, AdminParts, AdminServer, HealthView, Phase, Reach};
 use crate::clock::SystemChance;

@@ -135,7 +135,8 @@ async fn refuse_to_mark_a_store_in_use(
     Ok(())
 }
 
-fn engine_config(config: &Config) -> EmbeddedConfig {
+/// How the storage engine is run.
+pub(crate) fn engine_config(config: &Config) -> EmbeddedConfig {
     let partitioning = Partitioning::new(config.seed.partition_count)
         .expect("the configuration has checked the number of partitions");
     let mut engine = EmbeddedConfig::new(partitioning);

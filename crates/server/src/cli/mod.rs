@@ -9,6 +9,7 @@ mod hub;
 mod monitor;
 mod output;
 mod peer;
+mod repair;
 mod send;
 mod verify;
 
@@ -65,6 +66,8 @@ enum Command {
     C2d(c2d::C2dCommand),
     /// Check every byte of a store while no hub runs on it; exit 1 on any damage.
     Verify(verify::VerifyArgs),
+    /// Go on without what `verify` finds damaged in the event log, while no hub runs on it.
+    Repair(repair::RepairArgs),
     /// Check or print the configuration.
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -166,6 +169,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Send(args) => send::run(&args),
         Command::C2d(command) => c2d::run(&command),
         Command::Verify(args) => verify::run(&args),
+        Command::Repair(args) => repair::run(&args),
         Command::Config(command) => config::run(&command),
         Command::Completions { shell } => completions(shell),
     };

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::Args;
-use fieldpost_store_embedded::{Damage, VerifyReport};
+use fieldpost_store_embedded::{AcceptedLoss, Damage, VerifyReport};
 use serde_json::{Value, json};
 
 use super::{Format, OutputArgs, PlaceArgs, output};
@@ -40,7 +40,7 @@ pub(super) fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
-fn as_json(report: &VerifyReport) -> Value {
+pub(super) fn as_json(report: &VerifyReport) -> Value {
     let log = &report.log;
     let in_documents = report
         .documents
@@ -54,7 +54,17 @@ fn as_json(report: &VerifyReport) -> Value {
         "records": log.records,
         "unfinished": log.torn.as_ref().map(in_log),
         "damage": damage,
+        "accepted": log.accepted.iter().map(accepted).collect::<Vec<_>>(),
     })
+}
+
+/// A loss that the operator accepted.
+pub(super) fn accepted(loss: &AcceptedLoss) -> Value {
+    let mut value = in_log(&loss.damage);
+    if let Value::Object(members) = &mut value {
+        members.insert("accepted".to_owned(), json!(loss.accepted.to_string()));
+    }
+    value
 }
 
 fn in_log(damage: &Damage) -> Value {

@@ -29,6 +29,10 @@ struct State {
     /// Calls that change something.
     changes: u64,
     faults: BTreeMap<u64, Fault>,
+    /// Calls that failed so, and what they were.
+    failed: Vec<(u64, &'static str)>,
+    /// What happens while a sync is under way.
+    during_sync: Option<DuringSync>,
     crash_at: Option<u64>,
     crashed: bool,
     free: Option<u64>,
@@ -39,6 +43,8 @@ struct State {
     /// Bytes that were read.
     read_bytes: u64,
 }
+
+type DuringSync = Arc<dyn Fn() + Send + Sync>;
 
 #[derive(Clone, Default)]
 struct Inode {
@@ -118,6 +124,17 @@ impl SimDisk {
     /// Makes the call with this number fail.
     pub fn fail_at(&self, call: u64, fault: Fault) {
         self.lock().faults.insert(call, fault);
+    }
+
+    /// The calls that failed because they were to, and what they were.
+    #[must_use]
+    pub fn failed_calls(&self) -> Vec<(u64, &'static str)> {
+        self.lock().failed.clone()
+    }
+
+    /// Has something happen while each sync of a file is under way, such as time that passes.
+    pub fn during_syncs(&self, happens: impl Fn() + Send + Sync + 'static) {
+        self.lock().during_sync = Some(Arc::new(happens));
     }
 
     /// Switches the power off at this call, counting those only that change or sync something: it
@@ -254,7 +271,11 @@ impl State {
             self.last_calls.remove(0);
         }
         self.last_calls.push((number, kind));
-        Ok(self.faults.remove(&number))
+        let fault = self.faults.remove(&number);
+        if fault.is_some() {
+            self.failed.push((number, kind));
+        }
+        Ok(fault)
     }
 
     /// As [`Self::call`], for calls that cannot be done in part.
@@ -512,6 +533,10 @@ impl File for SimFile {
     }
 
     fn sync(&self) -> io::Result<()> {
+        let during_sync = self.disk.lock().during_sync.clone();
+        if let Some(happens) = during_sync {
+            happens();
+        }
         let mut state = self.disk.lock();
         let called = state.whole_call("sync");
         if called.is_err() && !state.crashed {

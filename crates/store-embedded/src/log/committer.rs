@@ -386,6 +386,10 @@ impl Committer {
     fn publish(&mut self, group: Group, end: u64, took: Duration) -> Turn {
         let began_at = self.at;
         self.at = end;
+        let next_wanted_at = self.active.next_wanted_at();
+        if (began_at..end).contains(&next_wanted_at) {
+            self.shared.keeper.nudge();
+        }
         self.last_durable = group.header.number;
         self.has_records = true;
         for run in &group.runs {
@@ -411,7 +415,7 @@ impl Committer {
                 }
             }
         });
-        self.shared.tail.publish(
+        let evicted = self.shared.tail.publish(
             enqueued,
             group.placed().map(|placed| {
                 let batch = &placed.submission.batch;
@@ -431,6 +435,7 @@ impl Committer {
             .records
             .fetch_add(u64::from(group.header.records), Ordering::Relaxed);
         figures.bytes.fetch_add(frames, Ordering::Relaxed);
+        (figures.written).fetch_add(end - began_at, Ordering::Relaxed);
         figures.sync_micros.fetch_add(
             u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
             Ordering::Relaxed,
@@ -440,13 +445,6 @@ impl Committer {
             .waiting
             .fetch_sub(batches as u64, Ordering::Relaxed);
 
-        let keys = group.runs.iter().flat_map(|run| {
-            let partition = run.partition;
-            run.streams
-                .iter()
-                .map(move |&(stream, _)| (stream, partition))
-        });
-        self.shared.watches.ring(keys);
         // In the order of submission, so that an appender's number only grows.
         for submission in &group.batches {
             submission.completion.set_durable(submission.number);
@@ -454,6 +452,14 @@ impl Committer {
         for submission in &group.batches {
             submission.completion.wake();
         }
+        let keys = group.runs.iter().flat_map(|run| {
+            let partition = run.partition;
+            run.streams
+                .iter()
+                .map(move |&(stream, _)| (stream, partition))
+        });
+        self.shared.watches.ring(keys);
+        drop(evicted);
         Turn::Committed { batches }
     }
 
@@ -480,12 +486,13 @@ impl Committer {
     }
 
     fn hold(&mut self, why: &str, error: Option<&io::Error>) {
-        // Said once for as long as it lasts.
-        if !std::mem::replace(&mut self.holding, true) {
-            let error = error.map(tracing::field::display);
-            tracing::warn!(error, "messages are held: {why}");
-        }
-        self.shared.health.set_log_hold(Some(why));
+        self.holding = true;
+        let reason = match error {
+            Some(error) => format!("{why}: {error}"),
+            None => why.to_owned(),
+        };
+        // That is logged with the change of health, once for as long as it lasts.
+        self.shared.health.set_log_hold(Some(&reason));
     }
 
     /// Nothing waits, and nothing is sent as long as messages are held back: looks whether the
@@ -516,7 +523,7 @@ impl Committer {
             capacity: spare.capacity,
             last_group: seal,
             created: now,
-            filled: spare.filled,
+            filled: spare.fill.is_done(),
             positions: self.positions.clone(),
         };
         let segment = self.shared.begin_segment(spare, &header)?;
@@ -672,6 +679,7 @@ impl Shared {
         header: &SegmentHeader,
     ) -> Result<Arc<Segment>, NoSegment> {
         let bytes = header.encode();
+        spare.fill.claim(bytes.len() as u64);
         let written =
             write_all_at(&*spare.file, &[IoSlice::new(&bytes)], 0).and_then(|()| spare.file.sync());
         if let Err(error) = written {
@@ -688,11 +696,6 @@ impl Shared {
         // says where it ended.
         self.files.sync_dir().map_err(NoSegment::Failed)?;
         let start = bytes.len() as u64;
-        let fill = if spare.filled {
-            Fill::done()
-        } else {
-            Fill::between(start, header.capacity)
-        };
         Ok(Arc::new(Segment::new(
             header.id,
             spare.file,
@@ -701,7 +704,7 @@ impl Shared {
             header.created,
             header.positions.clone(),
             start,
-            fill,
+            spare.fill,
             Some(SegmentIndex::default()),
         )))
     }
@@ -731,7 +734,7 @@ impl Shared {
             name,
             file,
             capacity,
-            filled: false,
+            fill: Arc::new(Fill::between(0, capacity)),
         })
     }
 }

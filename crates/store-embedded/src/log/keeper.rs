@@ -3,6 +3,7 @@
 //! [`Keeper::step`] does one small thing and says whether there is more; a thread calls it, or a
 //! test with a clock of its own.
 
+use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,13 +11,17 @@ use std::time::Duration;
 use fieldpost_store::log::AtBytesMax;
 
 use super::Shared;
-use super::segment::{FILL_BYTES, Segment, Spare, fill};
+use super::pace::{PACE_PERIOD, Pace};
+use super::segment::{Fill, Segment, segment_name};
 use super::space::SpaceWatch;
 use super::time::SteadyTime;
 use crate::files::File;
 
 /// How often the disk is looked at.
 const SPACE_PERIOD: Duration = Duration::from_secs(1);
+
+/// How often the keeper looks around by itself.
+const KEEPER_PERIOD: Duration = Duration::from_secs(1);
 
 /// How often segments are looked at.
 const RETENTION_PERIOD: Duration = Duration::from_secs(10);
@@ -80,15 +85,11 @@ pub(super) struct Keeper {
     pub(super) space_due: Duration,
     pub(super) retention_due: Duration,
     pub(super) prepare_due: Duration,
-    pub(super) preparing: Option<Preparing>,
-    /// The active segment's file through a handle of the filler's own.
-    pub(super) filling: Option<(u64, Arc<dyn File>)>,
-}
-
-/// A spare that is being filled.
-pub(super) struct Preparing {
-    spare: Spare,
-    at: u64,
+    /// What was filled last, and its file through a handle of the filler's own.
+    pub(super) filling: Option<(Arc<Fill>, Arc<dyn File>)>,
+    pub(super) pace: Pace,
+    /// Whether there is something to fill when the log leaves the disk to it.
+    pub(super) filling_waits: bool,
 }
 
 impl Keeper {
@@ -100,8 +101,9 @@ impl Keeper {
             space_due: Duration::ZERO,
             retention_due: Duration::ZERO,
             prepare_due: Duration::ZERO,
-            preparing: None,
             filling: None,
+            pace: Pace::default(),
+            filling_waits: false,
         }
     }
 
@@ -122,7 +124,7 @@ impl Keeper {
         if self.shared.health.failure().is_some() {
             return false;
         }
-        self.write_index() || self.fill_active() || self.prepare(now)
+        self.write_index() || self.prepare(now) || self.fill(now)
     }
 
     /// Drops segments whose records are all older than the retention, and asks for a new one when
@@ -158,61 +160,62 @@ impl Keeper {
         true
     }
 
-    fn fill_active(&mut self) -> bool {
-        let Some(active) = self.shared.segments.active() else {
+    /// Does one step of filling if there is something to fill and the log leaves the disk to it.
+    fn fill(&mut self, now: Duration) -> bool {
+        let Some((name, fill)) = self.unfilled() else {
+            self.filling = None;
+            self.filling_waits = false;
             return false;
         };
-        if active.fill.is_done() {
-            self.filling = None;
+        let written = self.shared.figures.written.load(Ordering::Relaxed);
+        self.filling_waits = !self.pace.allows(now, written);
+        if self.filling_waits {
             return false;
         }
-        if let Err(error) = self.fill_step(&active) {
-            tracing::warn!(%error, segment = active.id, "a segment of the log could not be filled ahead");
+        if let Err(error) = self.fill_step(&name, &fill) {
+            tracing::warn!(%error, name, "a file of the log could not be filled ahead");
+            fill.give_up();
+            // If it is a spare still, no record was ever written to it.
+            self.shared.segments.remove_spare(&name);
+            self.filling = None;
+            self.prepare_due = now + RETRY_PERIOD;
         }
         true
     }
 
-    fn fill_step(&mut self, active: &Segment) -> std::io::Result<()> {
-        let file = match &self.filling {
-            Some((id, file)) if *id == active.id => Arc::clone(file),
-            _ => {
-                let name = super::segment::segment_name(active.id);
-                let file = self.shared.files.open(&name);
-                let file = file.inspect_err(|_| active.fill.give_up())?;
-                self.filling = Some((active.id, Arc::clone(&file)));
-                file
-            }
-        };
-        active.fill.step(&*file)
+    /// What to fill next, and the name of its file: the segment that is being written before the
+    /// one that comes after it.
+    fn unfilled(&self) -> Option<(String, Arc<Fill>)> {
+        let active = self.shared.segments.active()?;
+        if active.fill.is_done() {
+            return self.shared.segments.unfilled_spare();
+        }
+        Some((segment_name(active.id), Arc::clone(&active.fill)))
     }
 
-    /// Makes the next segment's file ready once the active one is half full.
+    fn fill_step(&mut self, name: &str, fill: &Arc<Fill>) -> io::Result<()> {
+        let file = match &self.filling {
+            Some((filling, file)) if Arc::ptr_eq(filling, fill) => Arc::clone(file),
+            _ => match self.shared.files.open(name) {
+                Ok(file) => {
+                    self.filling = Some((Arc::clone(fill), Arc::clone(&file)));
+                    file
+                }
+                // A spare that has just become a segment is found under its new name.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                Err(error) => return Err(error),
+            },
+        };
+        fill.step(&*file)
+    }
+
+    /// Makes a file for the next segment once a part of the active one is full.
     fn prepare(&mut self, now: Duration) -> bool {
-        if let Some(preparing) = &mut self.preparing {
-            let to = (preparing.at + FILL_BYTES).min(preparing.spare.capacity);
-            let file = &*preparing.spare.file;
-            match fill(file, preparing.at, to).and_then(|()| file.sync()) {
-                Ok(()) if to == preparing.spare.capacity => {
-                    if let Some(Preparing { mut spare, .. }) = self.preparing.take() {
-                        spare.filled = true;
-                        self.shared.segments.add_spare(spare);
-                    }
-                }
-                Ok(()) => preparing.at = to,
-                Err(error) => {
-                    // A file that no record was ever written to: it is thrown away.
-                    tracing::warn!(%error, "a file for the next segment of the log could not be filled");
-                    self.abandon_preparing();
-                    self.prepare_due = now + RETRY_PERIOD;
-                }
-            }
-            return true;
-        }
         let Some(active) = self.shared.segments.active() else {
             return false;
         };
         let capacity = self.shared.next_capacity(active.capacity);
-        let wanted = active.end() >= active.capacity / 2
+        let wanted = active.end() >= active.next_wanted_at()
             && !self.shared.segments.has_spare()
             && now >= self.prepare_due
             && self.shared.fits_bound(capacity)
@@ -221,20 +224,24 @@ impl Keeper {
             return false;
         }
         match self.shared.create_spare(capacity) {
-            Ok(spare) => self.preparing = Some(Preparing { spare, at: 0 }),
+            Ok(spare) => {
+                self.shared.segments.add_spare(spare);
+                true
+            }
             Err(error) => {
                 tracing::warn!(%error, bytes = capacity, "no file for the next segment of the log yet");
                 self.prepare_due = now + RETRY_PERIOD;
-                return false;
+                false
             }
         }
-        true
     }
 
-    fn abandon_preparing(&mut self) {
-        if let Some(Preparing { spare, .. }) = self.preparing.take() {
-            // Best effort: what stays is removed when the log is opened.
-            let _ = self.shared.files.remove(&spare.name);
+    /// How long there is nothing to do unless somebody rings.
+    pub(super) fn pause(&self) -> Duration {
+        if self.filling_waits {
+            PACE_PERIOD
+        } else {
+            KEEPER_PERIOD
         }
     }
 }

@@ -10,13 +10,17 @@
 //! The rules are state machines over [`crate::files`] and a clock. Threads ([`shell`]) only turn
 //! the crank, and `SteppedLog` lets a test or a simulation turn it instead.
 
+mod accepted;
+mod check;
 mod committer;
 pub(crate) mod format;
 mod frames;
 mod intake;
 mod keeper;
+mod pace;
 mod reader;
 mod recovery;
+pub(crate) mod repair;
 mod scan;
 mod segment;
 mod shell;
@@ -39,6 +43,7 @@ use fieldpost_model::{Clock, Partitioning, StreamId, Timestamp};
 use fieldpost_store::StoreError;
 use fieldpost_store::log::{AtBytesMax, LogFigures, ReadRequest, Records, Retention, Submission};
 
+pub use accepted::AcceptedLoss;
 pub use committer::Turn;
 pub use format::LogId;
 pub use recovery::{LogOpenError, RecoveryReport};
@@ -48,6 +53,8 @@ pub use space::DiskMarks;
 #[cfg(any(test, feature = "sim"))]
 pub use stepped::SteppedLog;
 
+use accepted::Accepted;
+use check::Check;
 use committer::{Committer, NoSegment};
 use format::segment::SegmentHeader;
 use intake::Intake;
@@ -59,6 +66,7 @@ use tail::Tail;
 use time::SteadyTime;
 use watches::Watches;
 
+use crate::damage::Damage;
 use crate::files::{Files, is_full};
 use crate::health::StoreHealth;
 
@@ -141,6 +149,8 @@ struct Shared {
     tail: Tail,
     watches: Watches,
     keeper: KeeperBell,
+    /// What is damaged and is left out because the operator said so.
+    accepted: Accepted,
     figures: Figures,
     retention: Mutex<Retention>,
     retention_changed: AtomicBool,
@@ -153,6 +163,8 @@ struct Figures {
     groups: AtomicU64,
     records: AtomicU64,
     bytes: AtomicU64,
+    /// Bytes that were written to segments, headers and padding included.
+    written: AtomicU64,
     records_dropped: AtomicU64,
     sync_micros: AtomicU64,
 }
@@ -162,6 +174,8 @@ struct Opened {
     shared: Arc<Shared>,
     committer: Committer,
     keeper: Keeper,
+    /// What is to be walked in the background.
+    check: Check,
     report: RecoveryReport,
 }
 
@@ -173,13 +187,8 @@ fn open(
     clock: Arc<dyn Clock>,
     health: Arc<StoreHealth>,
 ) -> Result<Opened, LogOpenError> {
-    let recovered = recovery::recover(&*files, identity.id, identity.fresh, identity.losses)?;
-    for damage in &recovered.report.damage {
-        tracing::error!(%damage, "the log is damaged");
-    }
-    if let Some(torn) = &recovered.report.torn {
-        tracing::warn!(%torn, "the end of the log was not whole");
-    }
+    let recovered = recovery::recover(&*files, &identity)?;
+    tell(&recovered.report);
     let mut space = SpaceWatch::new(settings.marks, settings.reserve_bytes);
     space.find_reserve(&*files)?;
     space.step(&*files, &health);
@@ -193,6 +202,7 @@ fn open(
         positions,
         newest,
         has_records,
+        accepted,
         report,
     } = recovered;
     let oldest = segments.front().map(|segment| segment.base.clone());
@@ -216,6 +226,7 @@ fn open(
         intake: Intake::default(),
         watches: Watches::default(),
         keeper: KeeperBell::default(),
+        accepted,
         figures: Figures::default(),
         retention: Mutex::new(settings.retention),
         retention_changed: AtomicBool::new(false),
@@ -228,6 +239,8 @@ fn open(
     for segment in &segments {
         shared.segments.push(Arc::clone(segment));
     }
+    // All before it are whole segments, whatever the committer begins.
+    let last = segments.back().map_or(0, |segment| segment.id);
     let (active, at, last_durable) = match (segments.back(), at) {
         (Some(active), Some(at)) => (Arc::clone(active), at, last_durable),
         (last, _) => {
@@ -275,12 +288,44 @@ fn open(
     };
     committer.mark_opened()?;
     let keeper = Keeper::new(Arc::clone(&shared), space, time);
+    let check = Check::after(&shared, last, &report);
     Ok(Opened {
         shared,
         committer,
         keeper,
+        check,
         report,
     })
+}
+
+/// Damages that are told one by one at a start.
+const TOLD_MAX: usize = 20;
+
+/// Says what is damaged, for whoever looks at the program's log.
+fn tell_damage(damage: &[Damage]) {
+    for damage in damage.iter().take(TOLD_MAX) {
+        tracing::error!(%damage, "the log is damaged");
+    }
+    if let Some(more) = damage.len().checked_sub(TOLD_MAX).filter(|more| *more > 0) {
+        tracing::error!(
+            more,
+            "the log is damaged in more places; `verify` lists them"
+        );
+    }
+}
+
+/// Says what opening found, for whoever looks at the program's log.
+fn tell(report: &RecoveryReport) {
+    tell_damage(&report.damage);
+    if let Some(torn) = &report.torn {
+        tracing::warn!(%torn, "the end of the log was not whole");
+    }
+    if report.accepted > 0 {
+        tracing::info!(
+            losses = report.accepted,
+            "damage to the log that was accepted is left out; `verify` lists it"
+        );
+    }
 }
 
 impl Shared {

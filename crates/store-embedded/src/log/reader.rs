@@ -29,8 +29,30 @@ const CHUNK_BYTES: usize = 1024 * 1024;
 const WALK_BYTES: u64 = 4 * 1024 * 1024;
 
 impl Shared {
-    /// Reads durable records, from the disk where memory does not have them.
+    /// Reads durable records, from the disk where memory does not have them, and goes on behind
+    /// damage that was accepted.
     pub(super) fn read(&self, request: &ReadRequest) -> Result<Records, StoreError> {
+        let key = (request.stream, request.partition);
+        let mut request = *request;
+        loop {
+            let read = self.read_to_damage(&request);
+            let Err(StoreError::Damaged {
+                resume: Some(resume),
+                ..
+            }) = &read
+            else {
+                return read;
+            };
+            // With a record in front of it, that record would have been given.
+            let at = request.from.max(self.tail.bounds(key).first);
+            let Some(until) = self.accepted.until(key, at) else {
+                return read;
+            };
+            request.from = until.min(*resume).max(at + 1);
+        }
+    }
+
+    fn read_to_damage(&self, request: &ReadRequest) -> Result<Records, StoreError> {
         if let Some(records) = self.tail.read(request) {
             return Ok(records);
         }
@@ -48,15 +70,19 @@ impl Shared {
         let mut taken = 0usize;
         while let Some(current) = segment {
             let following = self.segments.following(current.id);
+            let begins = following.as_ref().map(|next| next.base.next(key));
+            // What stands behind that was not durable when the next segment was begun.
+            let until = begins.map_or(bounds.next, |begins| begins.min(bounds.next));
             let mut walk = self.walk(&current, key, out.next)?;
-            while out.next < bounds.next {
+            while out.next < until {
                 let enough = out.records.len() >= request.records_max
                     || taken >= request.bytes_max
                     || walk.walked() >= WALK_BYTES;
                 if enough && !out.records.is_empty() {
                     return Ok(out);
                 }
-                let Some(mut found) = walk.next_run(out.next)? else {
+                let Some(mut found) = walk.next_run(out.next)?.filter(|run| run.first < until)
+                else {
                     break;
                 };
                 if found.first > out.next {
@@ -64,7 +90,7 @@ impl Shared {
                 }
                 // Segments out of two copies of a log may contradict each other. What is behind the
                 // end has no number that is its own.
-                let known = bounds.next - found.first;
+                let known = until - found.first;
                 found.count = found.count.min(u32::try_from(known).unwrap_or(u32::MAX));
                 let before = out.next;
                 let full = walk.read_run(&found, request, &mut out, &mut taken)?;
@@ -79,7 +105,6 @@ impl Shared {
                 return Ok(out);
             }
             // Where the next segment begins tells whether this one should have had more.
-            let begins = following.as_ref().map(|next| next.base.next(key));
             match begins {
                 Some(begins) if begins > out.next => {
                     return self.missing(out, key, begins, &current, current.end());
@@ -96,7 +121,7 @@ impl Shared {
         // The segment was dropped between the look at the bounds and the look at the list.
         let first = (self.segments.oldest()).map_or(bounds.next, |oldest| oldest.base.next(key));
         if out.records.is_empty() && first > out.next {
-            return self.read(&ReadRequest {
+            return self.read_to_damage(&ReadRequest {
                 from: first,
                 ..*request
             });

@@ -7,15 +7,18 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::sync::Arc;
 
-use fieldpost_model::Timestamp;
+use fieldpost_model::{Partitioning, Timestamp};
 
+use super::accepted::{ACCEPTED_NAME, Accepted};
 use super::format::group::GroupKind;
+use super::format::index::SegmentIndex;
 use super::format::segment::SegmentHeader;
 use super::format::{BLOCK, BLOCK_BYTES, FormatError, LogId, Positions, size};
-use super::scan::{ScanFrom, Scanned, Uncertain, scan};
+use super::scan::{ScanFrom, Scanned, Uncertain, lost_between, scan};
 use super::segment::{
-    Fill, NEW_SUFFIX, SPARE_PREFIX, Segment, parse_name, remove_if_there, segment_name,
+    Fill, NEW_SUFFIX, SPARE_PREFIX, Segment, index_name, parse_name, remove_if_there, segment_name,
 };
+use super::{LogIdentity, SEGMENT_BYTES_LIMIT, SEGMENT_BYTES_MIN};
 use crate::damage::Damage;
 use crate::files::{File, Files, write_all_at};
 
@@ -49,8 +52,10 @@ pub struct RecoveryReport {
     /// A last group that was not whole and was cut off: torn by the crash, unless it was damaged
     /// since.
     pub torn: Option<Damage>,
-    /// What was acknowledged and cannot be read.
+    /// What was acknowledged and cannot be read, as far as nobody accepted it.
     pub damage: Vec<Damage>,
+    /// How many losses were accepted.
+    pub accepted: usize,
 }
 
 /// Why a log cannot be opened.
@@ -91,6 +96,7 @@ pub(super) struct Recovered {
     pub(super) positions: Positions,
     pub(super) newest: Option<Timestamp>,
     pub(super) has_records: bool,
+    pub(super) accepted: Accepted,
     pub(super) report: RecoveryReport,
 }
 
@@ -133,26 +139,25 @@ impl FoundSegment {
         }
     }
 
-    pub(super) fn scan(
+    /// Walks it, with the segment that follows it.
+    fn scan(
         &self,
         log: LogId,
         last_group: Option<u64>,
-        positions: Positions,
+        next: Option<&FoundSegment>,
     ) -> io::Result<Scanned> {
+        let header = self.header.as_ref();
         scan(ScanFrom {
             file: &*self.file,
             log,
             segment: self.id,
             start: self.start(),
-            last_group: self
-                .header
-                .as_ref()
-                .map_or(last_group, |h| Some(h.last_group)),
-            positions: match &self.header {
-                Some(header) => header.positions.clone(),
-                None => positions,
-            },
+            last_group: header.map_or(last_group, |header| Some(header.last_group)),
+            positions: header.map_or_else(Positions::default, |header| header.positions.clone()),
             uncertain: self.uncertain.clone(),
+            // A segment has its whole length before it has its name.
+            goes_on: next.is_some() || self.cut().is_some(),
+            ends: next.and_then(|next| Some(next.header.as_ref()?.positions.clone())),
         })
     }
 }
@@ -218,39 +223,53 @@ fn read_header(file: &dyn File) -> io::Result<Result<SegmentHeader, FormatError>
     Ok(SegmentHeader::decode(&block))
 }
 
-/// Opens what is there. `fresh` says that the log was never used, `losses` how many times all of it
-/// was lost.
+/// Opens what is there.
 pub(super) fn recover(
     files: &dyn Files,
-    log: LogId,
-    fresh: bool,
-    losses: u32,
+    identity: &LogIdentity,
 ) -> Result<Recovered, LogOpenError> {
+    let log = identity.id;
     remove_leftovers(files)?;
     // A name may stand in memory alone, as the process ended before it was durable. What is
     // acknowledged from here on must not go into a file that the next power failure unnames.
     files.sync_dir()?;
     let mut found = find_segments(files, log)?;
+    let (accepted, unreadable) = accepted_losses(files, log)?;
     if found.is_empty() {
-        return Ok(nothing_left(fresh, losses));
+        let mut nothing = nothing_left(identity);
+        nothing.report.damage.extend(unreadable);
+        nothing.accepted = accepted;
+        return Ok(nothing);
     }
     let mut report = RecoveryReport {
         segments: found.len(),
+        damage: fill_in_headers(files, &mut found, log)?,
         ..RecoveryReport::default()
     };
-    report_gaps(&found, log, &mut report)?;
-    fill_in_headers(&mut found, log, &mut report)?;
-
-    let Some(last) = found.pop() else {
-        return Ok(nothing_left(fresh, losses));
-    };
-    let mut segments: VecDeque<Arc<Segment>> = VecDeque::with_capacity(found.len() + 1);
-    for segment in found {
-        report.damage.extend(segment.cut());
-        segments.push_back(Arc::new(sealed(segment)));
+    report.damage.extend(unreadable);
+    (report.damage).extend(missing_before(files, log, &found, identity.partitioning)?);
+    for pair in found.windows(2) {
+        let [segment, next] = pair else { continue };
+        // Without a sign of damage only the check in the background walks it.
+        let sign = segment.damage.is_some() || segment.cut().is_some();
+        if sign || segment.id + 1 != next.id {
+            let walked = walk_before(segment, next, log, identity.partitioning)?;
+            report.damage.extend(walked.damage);
+        }
     }
 
-    let scanned = last.scan(log, None, Positions::default())?;
+    let Some(last) = found.pop() else {
+        return Ok(nothing_left(identity));
+    };
+    let mut segments: VecDeque<Arc<Segment>> = VecDeque::with_capacity(found.len() + 1);
+    segments.extend(found.into_iter().map(|segment| Arc::new(sealed(segment))));
+
+    let WalkedLast {
+        scanned,
+        positions,
+        cut,
+        next_missing,
+    } = walk_last(&last, log, identity.partitioning)?;
     // What was read may stand in memory alone: it was written, but the process ended before its
     // sync, or the sync failed. Nobody may see it before it is on the disk. Only the last group can
     // be so; it is written again, because after a failed sync the system holds its pages for clean
@@ -259,8 +278,6 @@ pub(super) fn recover(
         write_again(&*last.file, from, scanned.end)?;
     }
     last.file.sync()?;
-    let cut = last.cut();
-    let sealed_without_next = scanned.last_kind == Some(GroupKind::Sealed);
     report.groups = scanned.groups;
     report.records = scanned.records;
     report.bytes_walked = last.bytes;
@@ -268,33 +285,15 @@ pub(super) fn recover(
     report.torn = scanned.torn;
     report.damage.extend(scanned.damage);
 
-    let mut positions = scanned.positions;
+    accepted.leave_out(&mut report.damage);
+    report.accepted = accepted.losses().len();
+
     // Whatever was torn has a number; nothing of it may pass for a part of what comes.
     let number = scanned.last_group.unwrap_or(0) + 1;
-    let mut at = Some(scanned.end);
-    let mut uncertain = scanned.uncertain;
-    if let Some(cut) = &cut {
-        uncertain.add_bytes(cut.to - scanned.end.min(cut.to));
-        at = None;
-    }
-    if sealed_without_next {
-        report.damage.push(Damage {
-            file: segment_name(last.id + 1),
-            from: 0,
-            to: 0,
-            what: format!(
-                "the segment is missing; sequence numbers go on {SKIP_UNKNOWN} later, because it is not known which were used"
-            ),
-            lost: Vec::new(),
-        });
-        uncertain.add(SKIP_UNKNOWN);
-        at = None;
-    }
-    uncertain.skip_in(&mut positions);
+    let mut at = (!cut && !next_missing).then_some(scanned.end);
     if last.damage.is_some() {
         at = None;
     }
-    report.damage.extend(cut);
     let header = last.header.as_ref();
     let created = header.map(|header| header.created);
     let newest = scanned.last_time.max(created);
@@ -307,7 +306,7 @@ pub(super) fn recover(
     if at.is_some() {
         active.set_sealed(false);
         if !filled {
-            active.fill = Fill::between(scanned.end, active.capacity);
+            active.fill = Arc::new(Fill::between(scanned.end, active.capacity));
         }
     }
     segments.push_back(Arc::new(active));
@@ -316,11 +315,22 @@ pub(super) fn recover(
         at,
         number,
         last_durable: scanned.last_group.unwrap_or(0),
-        next_id: id + 1 + u64::from(sealed_without_next),
+        next_id: id + 1 + u64::from(next_missing),
         positions,
         newest,
         has_records,
+        accepted,
         report,
+    })
+}
+
+/// What the operator accepted to be lost, and what is wrong with the record of it.
+pub(super) fn accepted_losses(
+    files: &dyn Files,
+    log: LogId,
+) -> Result<(Accepted, Option<Damage>), LogOpenError> {
+    Accepted::load(files, log)?.map_err(|_| LogOpenError::Newer {
+        file: ACCEPTED_NAME.to_owned(),
     })
 }
 
@@ -342,7 +352,7 @@ fn write_again(file: &dyn File, from: u64, to: u64) -> io::Result<()> {
 }
 
 /// A log without a segment: new, or robbed of all it had.
-fn nothing_left(fresh: bool, losses: u32) -> Recovered {
+fn nothing_left(identity: &LogIdentity) -> Recovered {
     let mut recovered = Recovered {
         segments: VecDeque::new(),
         at: None,
@@ -352,11 +362,12 @@ fn nothing_left(fresh: bool, losses: u32) -> Recovered {
         positions: Positions::default(),
         newest: None,
         has_records: false,
+        accepted: Accepted::default(),
         report: RecoveryReport::default(),
     };
-    if !fresh {
+    if !identity.fresh {
         // Each time further on: what was used since the last time is gone as well.
-        let start = SKIP_ALL.saturating_mul(u64::from(losses.clamp(1, LOSSES_MAX)));
+        let start = SKIP_ALL.saturating_mul(u64::from(identity.losses.clamp(1, LOSSES_MAX)));
         recovered.positions.skip(start);
         recovered.number = start;
         recovered.next_id = start;
@@ -367,17 +378,24 @@ fn nothing_left(fresh: bool, losses: u32) -> Recovered {
             what: format!(
                 "all segments are missing; sequence numbers go on at {start}, because it is not known which were used"
             ),
-            lost: Vec::new(),
+            lost: lost_between(
+                &Positions::default(),
+                &recovered.positions,
+                identity.partitioning,
+            ),
         });
     }
     recovered
 }
 
-/// Removes files that nobody needs: spares, and indexes of segments that are gone.
+/// Removes files that nobody needs: spares, and indexes of segments that are gone. Those right
+/// before the oldest segment stay: they are the evidence of what is missing there.
 fn remove_leftovers(files: &dyn Files) -> io::Result<()> {
-    let names = files.list()?;
+    let names: BTreeSet<String> = files.list()?.into_iter().collect();
+    let kept = orphans(&names);
     for name in &names {
-        let orphan = parse_name(name, "index").is_some_and(|id| !names.contains(&segment_name(id)));
+        let orphan = parse_name(name, "index")
+            .is_some_and(|id| !names.contains(&segment_name(id)) && !kept.contains(&id));
         if name.starts_with(SPARE_PREFIX) || name.ends_with(NEW_SUFFIX) || orphan {
             remove_if_there(files, name)?;
         }
@@ -385,55 +403,215 @@ fn remove_leftovers(files: &dyn Files) -> io::Result<()> {
     Ok(())
 }
 
-/// Reports segments that are missing between others, with what was in them.
-fn report_gaps(found: &[FoundSegment], log: LogId, report: &mut RecoveryReport) -> io::Result<()> {
-    for pair in found.windows(2) {
-        let [before, after] = pair else { continue };
-        if after.id == before.id + 1 {
-            continue;
+/// The segments right before the oldest whose index is there although they are not. A segment that
+/// is no longer kept loses its index first.
+pub(super) fn orphans(names: &BTreeSet<String>) -> VecDeque<u64> {
+    let mut orphans = VecDeque::new();
+    let oldest = (names.iter()).find_map(|name| parse_name(name, "segment"));
+    let mut id = oldest;
+    while let Some(before) = id.and_then(|id| id.checked_sub(1)) {
+        if !names.contains(&index_name(before)) {
+            break;
         }
-        let ends = before.scan(log, None, Positions::default())?.positions;
-        let lost = after
-            .header
-            .iter()
-            .flat_map(|header| lost_between(&ends, &header.positions))
-            .collect();
-        report.damage.push(Damage {
-            file: segment_name(before.id + 1),
+        orphans.push_front(before);
+        id = Some(before);
+    }
+    orphans
+}
+
+/// Reports segments that are missing before the oldest.
+pub(super) fn missing_before(
+    files: &dyn Files,
+    log: LogId,
+    found: &[FoundSegment],
+    partitioning: Partitioning,
+) -> io::Result<Vec<Damage>> {
+    let names: BTreeSet<String> = files.list()?.into_iter().collect();
+    let Some(header) = found.first().and_then(|oldest| oldest.header.as_ref()) else {
+        return Ok(Vec::new());
+    };
+    let mut damage = Vec::new();
+    let mut after = header.positions.clone();
+    for id in orphans(&names).into_iter().rev() {
+        let mut begins = after.clone();
+        if let Some((index, _)) = read_index_file(files, log, id)? {
+            for (key, entry) in index.firsts() {
+                begins.advance(key, entry.sequence, entry.enqueued);
+            }
+        }
+        damage.push(Damage {
+            file: segment_name(id),
+            from: 0,
+            to: 0,
+            what: "the segment is missing".to_owned(),
+            lost: lost_between(&begins, &after, partitioning),
+        });
+        after = begins;
+    }
+    damage.reverse();
+    Ok(damage)
+}
+
+/// The index that a file holds, if it is there and sound; gives the end of the segment as well.
+fn read_index_file(
+    files: &dyn Files,
+    log: LogId,
+    id: u64,
+) -> io::Result<Option<(SegmentIndex, u64)>> {
+    let file = match files.open(&index_name(id)) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut content = vec![0; size(file.bytes()?.min(SEGMENT_BYTES_LIMIT))];
+    let read = file.read_at(&mut content, 0)?;
+    content.truncate(read);
+    Ok(SegmentIndex::decode(log, id, &content).ok())
+}
+
+/// Walks a segment that is not the last, and compares its end with where the next one begins.
+pub(super) fn walk_before(
+    segment: &FoundSegment,
+    next: &FoundSegment,
+    log: LogId,
+    partitioning: Partitioning,
+) -> io::Result<Scanned> {
+    let mut scanned = segment.scan(log, None, Some(next))?;
+    let end = EndOfSegment {
+        id: segment.id,
+        bytes: segment.bytes,
+        cut: segment.cut(),
+        next_id: next.id,
+        begins: next.header.as_ref().map(|header| &header.positions),
+    };
+    end.compare(&mut scanned, partitioning);
+    Ok(scanned)
+}
+
+/// Where a segment ends, and where the next one begins.
+pub(super) struct EndOfSegment<'a> {
+    pub(super) id: u64,
+    /// The length of the file.
+    pub(super) bytes: u64,
+    pub(super) cut: Option<Damage>,
+    pub(super) next_id: u64,
+    /// Where partitions stand in the next one.
+    pub(super) begins: Option<&'a Positions>,
+}
+
+impl EndOfSegment<'_> {
+    /// Adds what a walk must have missed.
+    pub(super) fn compare(self, scanned: &mut Scanned, partitioning: Partitioning) {
+        let lost = self.begins.map_or_else(Vec::new, |begins| {
+            lost_between(&scanned.positions, begins, partitioning)
+        });
+        let mut at_end = self.cut;
+        if self.next_id != self.id + 1 {
+            scanned.damage.extend(at_end);
+            let missing = self.next_id - self.id - 1;
+            scanned.damage.push(Damage {
+                file: segment_name(self.id + 1),
+                from: 0,
+                to: 0,
+                what: format!("{missing} segments are missing from here"),
+                lost,
+            });
+            return;
+        }
+        // Without its seal it is as a crash leaves it, if nothing else is missing.
+        let sealed = scanned.last_kind == Some(GroupKind::Sealed);
+        let broken_seal = !sealed && scanned.broken_mark;
+        if at_end.is_none() && (broken_seal || !lost.is_empty()) {
+            at_end = Some(Damage {
+                file: segment_name(self.id),
+                from: scanned.end.min(self.bytes),
+                to: self.bytes,
+                what: "the end of the segment is not readable".to_owned(),
+                lost: Vec::new(),
+            });
+        }
+        if let Some(at_end) = &mut at_end {
+            at_end.from = at_end.from.min(scanned.end);
+            at_end.lost = lost;
+        }
+        scanned.damage.extend(at_end);
+    }
+}
+
+/// The last segment as it was found.
+pub(super) struct WalkedLast {
+    pub(super) scanned: Scanned,
+    /// Where partitions go on, behind all numbers that may have been given out.
+    pub(super) positions: Positions,
+    pub(super) cut: bool,
+    /// Its seal says that another segment follows.
+    pub(super) next_missing: bool,
+}
+
+/// Walks the last segment, and works out where sequence numbers go on.
+pub(super) fn walk_last(
+    last: &FoundSegment,
+    log: LogId,
+    partitioning: Partitioning,
+) -> io::Result<WalkedLast> {
+    let mut scanned = last.scan(log, None, None)?;
+    let mut uncertain = scanned.uncertain.clone();
+    let cut = last.cut();
+    let is_cut = cut.is_some();
+    if let Some(mut cut) = cut {
+        if last.damage.is_some() {
+            // Nobody knows how long the file was.
+            uncertain.add(SKIP_UNKNOWN);
+        }
+        uncertain.add_bytes(cut.to - scanned.end.min(cut.to));
+        cut.from = cut.from.min(scanned.end);
+        scanned.uncertain_since = Some(scanned.damage.len());
+        scanned.damage.push(cut);
+    }
+    let next_missing = scanned.last_kind == Some(GroupKind::Sealed);
+    if next_missing {
+        scanned.uncertain_since = Some(scanned.damage.len());
+        scanned.damage.push(Damage {
+            file: segment_name(last.id + 1),
             from: 0,
             to: 0,
             what: format!(
-                "{} segments are missing from here",
-                after.id - before.id - 1
+                "the segment is missing; sequence numbers go on {SKIP_UNKNOWN} later, because it is not known which were used"
             ),
-            lost,
+            lost: Vec::new(),
         });
+        uncertain.add(SKIP_UNKNOWN);
     }
-    Ok(())
-}
-
-/// Records between where one segment ends and another begins.
-pub(super) fn lost_between<'a>(
-    ends: &'a Positions,
-    begins: &'a Positions,
-) -> impl Iterator<Item = crate::damage::LostRecords> + 'a {
-    begins.known.iter().filter_map(|(&key, position)| {
-        let from = ends.next(key);
-        (position.next > from).then_some(crate::damage::LostRecords {
-            stream: key.0,
-            partition: key.1,
-            from,
-            to: position.next,
-        })
+    let mut positions = scanned.positions.clone();
+    let lost = uncertain.skip_in(&mut positions, partitioning);
+    if !lost.is_empty() {
+        let since = scanned.uncertain_since;
+        match since.and_then(|at| scanned.damage.get_mut(at)) {
+            Some(damage) => damage.lost.extend(lost),
+            None => scanned.damage.push(Damage {
+                file: segment_name(last.id),
+                from: scanned.end,
+                to: scanned.end,
+                what: "sequence numbers that may have been given out are left out".to_owned(),
+                lost,
+            }),
+        }
+    }
+    Ok(WalkedLast {
+        scanned,
+        positions,
+        cut: is_cut,
+        next_missing,
     })
 }
 
 /// Works out what damaged headers said, from the segments around them.
-fn fill_in_headers(
+pub(super) fn fill_in_headers(
+    files: &dyn Files,
     found: &mut [FoundSegment],
     log: LogId,
-    report: &mut RecoveryReport,
-) -> io::Result<()> {
+) -> io::Result<Vec<Damage>> {
+    let mut damages = Vec::new();
     for at in 0..found.len() {
         let (before, rest) = found.split_at_mut(at);
         let Some((segment, after)) = rest.split_first_mut() else {
@@ -442,10 +620,10 @@ fn fill_in_headers(
         let Some(damage) = segment.damage.clone() else {
             continue;
         };
-        report.damage.push(damage);
+        damages.push(damage);
         let previous = match before.last() {
             Some(previous) => {
-                let mut scanned = previous.scan(log, None, Positions::default())?;
+                let mut scanned = previous.scan(log, None, Some(segment))?;
                 if scanned.last_kind != Some(GroupKind::Sealed) {
                     let behind = previous.capacity().saturating_sub(scanned.end);
                     scanned.uncertain.add_bytes(behind);
@@ -458,15 +636,15 @@ fn fill_in_headers(
             }
             None => None,
         };
-        let scanned = segment.scan(
-            log,
-            previous.as_ref().and_then(|p| p.last_group),
-            Positions::default(),
-        )?;
+        let last_group = previous.as_ref().and_then(|previous| previous.last_group);
+        let scanned = segment.scan(log, last_group, after.first())?;
         let next = after.first().and_then(|next| next.header.as_ref());
         let positions = match (&previous, next) {
             (Some(previous), _) => previous.positions.clone(),
-            // The oldest segment: what it held begins where it is first seen.
+            // The first of all.
+            (None, _) if segment.id == 1 => Positions::default(),
+            // The oldest segment: what it held begins where its index says, or where it is first
+            // seen.
             (None, next) => {
                 let mut positions = next.map_or_else(
                     || {
@@ -476,7 +654,9 @@ fn fill_in_headers(
                     },
                     |next| next.positions.clone(),
                 );
-                let first_seen: BTreeMap<_, _> = scanned.index.firsts().collect();
+                let index = read_index_file(files, log, segment.id)?;
+                let index = index.map_or_else(|| scanned.index.clone(), |(index, _)| index);
+                let first_seen: BTreeMap<_, _> = index.firsts().collect();
                 for (key, entry) in first_seen {
                     positions.advance(key, entry.sequence, entry.enqueued);
                 }
@@ -492,7 +672,8 @@ fn fill_in_headers(
         segment.header = Some(SegmentHeader {
             log,
             id: segment.id,
-            capacity: segment.bytes,
+            // No segment is smaller.
+            capacity: segment.bytes.max(SEGMENT_BYTES_MIN),
             last_group: previous
                 .and_then(|previous| previous.last_group)
                 .unwrap_or(0),
@@ -501,7 +682,7 @@ fn fill_in_headers(
             positions,
         });
     }
-    Ok(())
+    Ok(damages)
 }
 
 /// A segment that is not written to any more.
@@ -524,7 +705,7 @@ fn sealed(found: FoundSegment) -> Segment {
         header.created,
         header.positions,
         found.bytes,
-        Fill::done(),
+        Arc::new(Fill::done()),
         None,
     );
     segment.set_sealed(true);

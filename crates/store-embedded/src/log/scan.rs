@@ -6,11 +6,11 @@
 //! damaged since; nobody had heard of it in the first case, so it is cut and mentioned. What
 //! carries another segment's number is left over from an earlier use of the file and is nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use bytes::{Bytes, BytesMut};
-use fieldpost_model::Timestamp;
+use fieldpost_model::{PartitionId, Partitioning, StreamId, Timestamp};
 
 use super::format::group::{self, GroupHeader, GroupKind, HEADER_BYTES, Run};
 use super::format::index::{Entry, SegmentIndex};
@@ -20,8 +20,12 @@ use super::segment::{Segment, segment_name};
 use crate::damage::{Damage, LostRecords};
 use crate::files::File;
 
-/// Damages that are told one by one; a file that is one ruin is not listed block by block.
+/// Damages of a segment that are told one by one; a file that is one ruin is not listed block by
+/// block. What they lost is told all the same.
 const DAMAGES_MAX: usize = 1000;
+
+/// Stretches of lost records of a segment that are told one by one, before they grow together.
+const LOST_MAX: usize = 100_000;
 
 /// Bytes that are read at once.
 const WINDOW_BYTES: usize = 256 * 1024;
@@ -45,6 +49,12 @@ pub(super) struct ScanFrom<'a> {
     pub(super) positions: Positions,
     /// How many numbers may have been given out beyond that.
     pub(super) uncertain: Uncertain,
+    /// Whether the segment is known to go on behind its last group: what is broken there is damage
+    /// and not torn.
+    pub(super) goes_on: bool,
+    /// Where the next segment begins: a broken last group that is not counted in there was never
+    /// durable.
+    pub(super) ends: Option<Positions>,
 }
 
 /// How many sequence numbers may have been given out that can be read nowhere, because what held
@@ -74,15 +84,53 @@ impl Uncertain {
         }
     }
 
-    /// Leaves out, in each partition, the numbers that nobody knows of.
-    pub(super) fn skip_in(&self, positions: &mut Positions) {
+    /// Leaves out, in each partition, the numbers that nobody knows of, and says which those are in
+    /// streams that had any record.
+    pub(super) fn skip_in(
+        &self,
+        positions: &mut Positions,
+        partitioning: Partitioning,
+    ) -> Vec<LostRecords> {
+        if self.numbers == 0 {
+            return Vec::new();
+        }
+        let before = positions.clone();
         positions.skip(self.numbers);
         for (key, position) in &mut positions.known {
             if let Some(certain) = self.certain.get(key) {
                 position.next = position.next.saturating_sub(*certain);
             }
         }
+        lost_between(&before, positions, partitioning)
     }
+}
+
+/// Records between two states of the partitions, in streams that had any record.
+pub(super) fn lost_between(
+    before: &Positions,
+    after: &Positions,
+    partitioning: Partitioning,
+) -> Vec<LostRecords> {
+    let streams: BTreeSet<StreamId> = (before.known.keys().chain(after.known.keys()))
+        .map(|(stream, _)| *stream)
+        .chain([StreamId::BUILT_IN])
+        .collect();
+    let mut lost = Vec::new();
+    for stream in streams {
+        for partition in (0..partitioning.count()).map(PartitionId) {
+            let key = (stream, partition);
+            let (from, to) = (before.next(key), after.next(key));
+            if from < to {
+                lost.push(LostRecords {
+                    stream,
+                    partition,
+                    from,
+                    to,
+                });
+            }
+        }
+    }
+    lost
 }
 
 /// What was found.
@@ -99,16 +147,20 @@ pub(super) struct Scanned {
     pub(super) last_kind: Option<GroupKind>,
     /// Where the last group starts.
     pub(super) last_at: Option<u64>,
+    /// Whether a broken mark of this segment stands behind the last group.
+    pub(super) broken_mark: bool,
     /// Where partitions stand behind the segment, as far as it can be read.
     pub(super) positions: Positions,
     /// How many numbers may have been given out beyond that.
     pub(super) uncertain: Uncertain,
+    /// Which damage made numbers uncertain.
+    pub(super) uncertain_since: Option<usize>,
     pub(super) index: SegmentIndex,
     pub(super) groups: u64,
     pub(super) records: u64,
     /// What was acknowledged and cannot be read.
     pub(super) damage: Vec<Damage>,
-    /// A last group that is not whole.
+    /// A last group that is not whole, with the records that it was to hold where that is known.
     pub(super) torn: Option<Damage>,
 }
 
@@ -122,6 +174,8 @@ pub(super) fn rebuild_index(segment: &Segment, log: LogId) -> io::Result<(Segmen
         last_group: None,
         positions: segment.base.clone(),
         uncertain: Uncertain::default(),
+        goes_on: true,
+        ends: None,
     })?;
     Ok((scanned.index, scanned.end))
 }
@@ -135,7 +189,10 @@ pub(super) fn scan(from: ScanFrom<'_>) -> io::Result<Scanned> {
         segment: from.segment,
         gap: None,
         suspect: None,
-        suspect_proves: false,
+        suspect_proves: from.goes_on,
+        goes_on: from.goes_on,
+        ends: from.ends,
+        lost_ranges: 0,
         found: Scanned {
             end: from.start,
             last_group: from.last_group,
@@ -143,8 +200,10 @@ pub(super) fn scan(from: ScanFrom<'_>) -> io::Result<Scanned> {
             last_time: None,
             last_kind: None,
             last_at: None,
+            broken_mark: false,
             positions: from.positions,
             uncertain: from.uncertain,
+            uncertain_since: None,
             index: SegmentIndex::default(),
             groups: 0,
             records: 0,
@@ -180,8 +239,11 @@ struct Scanner<'a> {
     gap: Option<u64>,
     /// A group with a sound header and broken frames: damage if the chain goes on, torn if not.
     suspect: Option<FoundGroup>,
-    /// Whether the suspect says that groups are missing before it.
+    /// Whether the suspect is known to have been durable, or says that groups are missing before it.
     suspect_proves: bool,
+    goes_on: bool,
+    ends: Option<Positions>,
+    lost_ranges: usize,
     found: Scanned,
 }
 
@@ -189,6 +251,17 @@ struct FoundGroup {
     at: u64,
     header: GroupHeader,
     runs: Vec<FoundRun>,
+}
+
+impl FoundGroup {
+    /// Whether records of it stand before where partitions are later.
+    fn counts_before(&self, ends: &Positions) -> bool {
+        self.runs.iter().any(|found| {
+            let partition = found.run.partition;
+            (found.run.streams.iter())
+                .any(|&(stream, first)| first < ends.next((stream, partition)))
+        })
+    }
 }
 
 struct FoundRun {
@@ -218,9 +291,11 @@ impl Scanner<'_> {
         };
         let last = self.last_number();
         let follows = last.is_none_or(|last| header.number > last && header.last_durable >= last);
-        let fits = at
-            .checked_add(u64::from(header.bytes))
-            .is_some_and(|end| end <= length);
+        // A file that was cut short ends within a group.
+        let fits = self.goes_on
+            || at
+                .checked_add(u64::from(header.bytes))
+                .is_some_and(|end| end <= length);
         if header.segment != self.segment || !follows || !fits {
             return Ok(None);
         }
@@ -231,8 +306,9 @@ impl Scanner<'_> {
         let mut found = Vec::with_capacity(runs.len());
         let mut offset = HEADER_BYTES as u64 + u64::from(header.table_bytes);
         for run in runs {
-            let frames = self.window.take(at + offset, size(u64::from(run.bytes)))?;
             let bytes = u64::from(run.bytes);
+            let there = length.saturating_sub(at + offset).min(bytes);
+            let frames = self.window.take(at + offset, size(there))?;
             // Within the group, whose length is a u32.
             let start = u32::try_from(offset).unwrap_or(u32::MAX);
             found.push(check_run(run, start, frames));
@@ -264,6 +340,7 @@ impl Scanner<'_> {
         if let Some(from) = self.gap.take() {
             if missing {
                 self.found.uncertain.add_bytes(group.at - from);
+                self.found.uncertain_since = Some(self.found.damage.len());
             }
             let what = match last {
                 Some(last) if group.header.last_durable > last => format!(
@@ -281,10 +358,11 @@ impl Scanner<'_> {
                 group.header.last_durable
             );
             self.found.uncertain.add_bytes(0);
+            self.found.uncertain_since = Some(self.found.damage.len());
             self.damaged(group.at, group.at, what, Vec::new());
         }
         if group.runs.iter().any(|run| !run.broken.is_empty()) {
-            self.suspect_proves = missing;
+            self.suspect_proves = missing || self.goes_on;
             self.suspect = Some(group);
         } else {
             self.apply(group);
@@ -363,33 +441,42 @@ impl Scanner<'_> {
         // Without it nobody would know that what is missing before it had been durable, so it stays
         // where it is and the log goes on behind it.
         if self.suspect_proves
-            && let Some(suspect) = self.suspect.take()
+            && let Some(suspect) = self.suspect.take_if(|suspect| {
+                let ends = self.ends.as_ref();
+                ends.is_none_or(|ends| suspect.counts_before(ends))
+            })
         {
             self.apply(suspect);
             return Ok(self.found);
         }
+        if self.goes_on {
+            let block = self.window.get(self.found.end, BLOCK_BYTES)?;
+            let number = group::resembles(block, self.segment, self.found.last_group);
+            self.found.broken_mark = number.is_some();
+            return Ok(self.found);
+        }
         if let Some(suspect) = self.suspect.take() {
-            self.found.torn = Some(Damage {
-                file: segment_name(self.segment),
-                from: suspect.at,
-                to: suspect.at + to_block(u64::from(suspect.header.bytes)),
-                what: torn(suspect.header.number),
-                lost: Vec::new(),
-            });
+            let to = suspect.at + to_block(u64::from(suspect.header.bytes));
+            let what = torn(suspect.header.number);
+            let lost = (suspect.runs.iter())
+                .flat_map(|found| {
+                    let run = &found.run;
+                    run.streams.iter().map(|&(stream, from)| LostRecords {
+                        stream,
+                        partition: run.partition,
+                        from,
+                        to: from + u64::from(run.count),
+                    })
+                })
+                .collect();
+            self.found.torn = Some(self.damage(suspect.at, to, what, lost));
         } else if let Some(at) = self.gap {
             let last = self.found.last_group;
             let block = self.window.get(at, BLOCK_BYTES)?;
-            if let Ok(header) = group::peek(block)
-                && header.segment == self.segment
-                && last.is_none_or(|last| header.number > last)
-            {
-                self.found.torn = Some(Damage {
-                    file: segment_name(self.segment),
-                    from: at,
-                    to: at + to_block(u64::from(header.bytes)),
-                    what: torn(header.number),
-                    lost: Vec::new(),
-                });
+            if let Some(number) = group::resembles(block, self.segment, last) {
+                let bytes = group::peek(block).map_or(0, |header| u64::from(header.bytes));
+                let to = at + to_block(bytes.max(1));
+                self.found.torn = Some(self.damage(at, to, torn(number), Vec::new()));
             }
         }
         Ok(self.found)
@@ -400,7 +487,9 @@ impl Scanner<'_> {
     fn lost(&mut self, at: u64, lost: LostRecords) {
         if let Some(last) = self.found.damage.last_mut()
             && last.to == at
+            && self.lost_ranges < LOST_MAX
         {
+            self.lost_ranges += 1;
             last.lost.push(lost);
             return;
         }
@@ -413,14 +502,41 @@ impl Scanner<'_> {
     }
 
     fn damaged(&mut self, from: u64, to: u64, what: String, lost: Vec<LostRecords>) {
-        if self.found.damage.len() < DAMAGES_MAX {
-            self.found.damage.push(Damage {
-                file: segment_name(self.segment),
-                from,
-                to,
-                what,
-                lost,
-            });
+        let one_by_one = self.found.damage.len() < DAMAGES_MAX;
+        let damage = self.damage(from, to, what, lost);
+        match self.found.damage.last_mut() {
+            Some(last) if !one_by_one => {
+                "there is damage to many places from here on".clone_into(&mut last.what);
+                last.to = last.to.max(to);
+                for lost in damage.lost {
+                    let before = (last.lost.iter_mut().rev())
+                        .find(|other| {
+                            (other.stream, other.partition) == (lost.stream, lost.partition)
+                        })
+                        .filter(|other| other.to == lost.from || self.lost_ranges >= LOST_MAX);
+                    match before {
+                        Some(before) => before.to = before.to.max(lost.to),
+                        None => {
+                            self.lost_ranges += 1;
+                            last.lost.push(lost);
+                        }
+                    }
+                }
+            }
+            _ => {
+                self.lost_ranges += damage.lost.len();
+                self.found.damage.push(damage);
+            }
+        }
+    }
+
+    fn damage(&self, from: u64, to: u64, what: String, lost: Vec<LostRecords>) -> Damage {
+        Damage {
+            file: segment_name(self.segment),
+            from,
+            to,
+            what,
+            lost,
         }
     }
 }

@@ -15,8 +15,9 @@ use crate::files::{File, Files};
 /// Memory for the indexes of sealed segments; the oldest loaded goes first.
 const INDEX_BYTES_MAX: usize = 32 * 1024 * 1024;
 
-/// Bytes that one step of filling writes.
-pub(super) const FILL_BYTES: u64 = 1024 * 1024;
+/// Bytes that one step of filling writes: as little as is worth a sync, so that the committer never
+/// waits long for it.
+pub(super) const FILL_BYTES: u64 = 256 * 1024;
 
 /// The name of a segment's file.
 pub(crate) fn segment_name(id: u64) -> String {
@@ -55,7 +56,7 @@ pub(super) struct Segment {
     index: RwLock<Option<SegmentIndex>>,
     /// Whether the index file is there.
     indexed: AtomicBool,
-    pub(super) fill: Fill,
+    pub(super) fill: Arc<Fill>,
 }
 
 impl Segment {
@@ -71,7 +72,7 @@ impl Segment {
         created: Timestamp,
         base: Positions,
         end: u64,
-        fill: Fill,
+        fill: Arc<Fill>,
         index: Option<SegmentIndex>,
     ) -> Self {
         Self {
@@ -101,6 +102,11 @@ impl Segment {
     /// Where groups must end: behind it there is one block for the seal.
     pub(super) fn limit(&self) -> u64 {
         self.capacity.saturating_sub(BLOCK)
+    }
+
+    /// How far it is written when the file after it is made ready.
+    pub(super) fn next_wanted_at(&self) -> u64 {
+        self.capacity / 4
     }
 
     pub(super) fn set_sealed(&self, sealed: bool) {
@@ -157,7 +163,7 @@ pub(super) struct Spare {
     pub(super) name: String,
     pub(super) file: Arc<dyn File>,
     pub(super) capacity: u64,
-    pub(super) filled: bool,
+    pub(super) fill: Arc<Fill>,
 }
 
 impl Segments {
@@ -277,7 +283,7 @@ impl Segments {
             name: spare,
             file: segment.file,
             capacity: segment.capacity,
-            filled: true,
+            fill: Arc::new(Fill::done()),
         });
         Ok(())
     }
@@ -317,6 +323,27 @@ impl Segments {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .is_empty()
+    }
+
+    /// A spare that is not filled yet: its name, and how far it is.
+    pub(super) fn unfilled_spare(&self) -> Option<(String, Arc<Fill>)> {
+        let spares = self.spares.lock().unwrap_or_else(PoisonError::into_inner);
+        let spare = spares.iter().find(|spare| !spare.fill.is_done())?;
+        Some((spare.name.clone(), Arc::clone(&spare.fill)))
+    }
+
+    /// Throws a spare away, unless it was taken meanwhile.
+    pub(super) fn remove_spare(&self, name: &str) {
+        let mut spares = self.spares.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(at) = spares.iter().position(|spare| spare.name == name) else {
+            return;
+        };
+        let spare = spares.swap_remove(at);
+        drop(spares);
+        self.spare_bytes
+            .fetch_sub(spare.capacity, Ordering::Relaxed);
+        // Best effort: what stays is removed when the log is opened.
+        let _ = self.files.remove(name);
     }
 
     /// Takes a spare of at least this size.
@@ -425,7 +452,13 @@ impl Segments {
         let file = self.files.create(&new)?;
         crate::files::write_all_at(&*file, &[io::IoSlice::new(&bytes)], 0)?;
         file.sync()?;
-        self.files.rename(&new, &name)
+        self.files.rename(&new, &name)?;
+        // It may have been dropped meanwhile: an index without its segment is the sign of one that
+        // was lost.
+        if self.with_list(|list| list.iter().all(|kept| kept.id != segment.id)) {
+            return remove_if_there(&*self.files, &name);
+        }
+        Ok(())
     }
 }
 
@@ -442,7 +475,8 @@ pub(super) fn remove_if_there(files: &dyn Files, name: &str) -> io::Result<()> {
     }
 }
 
-/// Filling a segment with zeros from its end towards the writer, while it is already in use.
+/// Filling a file with zeros from its end towards the writer, be it a spare or a segment that is
+/// already in use.
 ///
 /// Written blocks cost a sync less than reserved ones, whose first write changes metadata.
 pub(super) struct Fill {
@@ -521,7 +555,7 @@ impl Fill {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.busy = None;
         state.ceiling = from;
-        if filled.is_err() {
+        if filled.is_err() || from <= state.floor {
             self.done.store(true, Ordering::Release);
         }
         self.idle.notify_all();
@@ -530,7 +564,7 @@ impl Fill {
 }
 
 /// Writes zeros.
-pub(super) fn fill(file: &dyn File, from: u64, to: u64) -> io::Result<()> {
+fn fill(file: &dyn File, from: u64, to: u64) -> io::Result<()> {
     static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
     let mut at = from;
     while at < to {

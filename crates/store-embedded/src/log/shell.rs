@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
 use fieldpost_model::{Clock, PartitionId, Partitioning, SequenceNumber, StreamId, Timestamp};
 use fieldpost_store::log::{
@@ -14,6 +13,7 @@ use fieldpost_store::{Answer, Health, StoreError};
 use futures_util::FutureExt;
 use tokio::sync::{oneshot, watch};
 
+use super::check::CheckBell;
 use super::committer::{Committer, Turn};
 use super::intake::Woken;
 use super::keeper::Keeper;
@@ -24,13 +24,12 @@ use crate::health::StoreHealth;
 /// Threads that read from the disk.
 const READERS: usize = 2;
 
-/// How often the keeper looks around by itself.
-const KEEPER_PERIOD: Duration = Duration::from_secs(1);
-
 /// The event log on files, with a thread that commits, one that keeps house, and two that read.
 pub struct EmbeddedLog {
     shared: Arc<Shared>,
     reads: Arc<ReadQueue>,
+    /// Ends the check of older segments.
+    check: Arc<CheckBell>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// Whether every thread has come to its end.
     ended: Arc<watch::Sender<bool>>,
@@ -67,12 +66,14 @@ impl EmbeddedLog {
             shared,
             committer,
             keeper,
+            check,
             report,
         } = super::open(files, identity, settings, clock, health)?;
         let reads = Arc::new(ReadQueue::default());
         let log = Self {
             shared: Arc::clone(&shared),
             reads: Arc::clone(&reads),
+            check: Arc::default(),
             threads: Mutex::default(),
             ended: Arc::default(),
         };
@@ -103,6 +104,11 @@ impl EmbeddedLog {
             };
             start(&format!("log-read-{reader}"), Box::new(read))?;
         }
+        let bell = Arc::clone(&log.check);
+        let walk = move || {
+            check.run(&bell);
+        };
+        start("log-check", Box::new(walk))?;
         Ok((Arc::new(log), report))
     }
 
@@ -128,6 +134,7 @@ impl EmbeddedLog {
     fn stop(&self) {
         self.shared.intake.close();
         self.shared.keeper.close();
+        self.check.close();
         self.reads.close();
     }
 }
@@ -317,7 +324,7 @@ fn keep_until_closed(mut keeper: Keeper) {
                 return;
             }
         }
-        if !shared.keeper.wait(KEEPER_PERIOD) {
+        if !shared.keeper.wait(keeper.pause()) {
             return;
         }
     }

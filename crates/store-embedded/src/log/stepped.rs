@@ -11,9 +11,11 @@ use futures_util::FutureExt;
 use futures_util::future::ready;
 use tokio::sync::watch;
 
+use super::check::{Check, CheckBell};
 use super::committer::{Committer, Turn};
 use super::keeper::Keeper;
 use super::{LogIdentity, LogOpenError, LogSettings, Opened, RecoveryReport, Shared};
+use crate::damage::Damage;
 use crate::files::Files;
 use crate::health::StoreHealth;
 
@@ -22,6 +24,7 @@ pub struct SteppedLog {
     shared: Arc<Shared>,
     committer: Mutex<Committer>,
     keeper: Mutex<Keeper>,
+    check: Check,
 }
 
 impl SteppedLog {
@@ -40,12 +43,14 @@ impl SteppedLog {
             shared,
             committer,
             keeper,
+            check,
             report,
         } = super::open(files, identity, settings, clock, health)?;
         let log = Self {
             shared,
             committer: Mutex::new(committer),
             keeper: Mutex::new(keeper),
+            check: check.at_once(),
         };
         Ok((Arc::new(log), report))
     }
@@ -59,6 +64,11 @@ impl SteppedLog {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         committer.run_once(&mut arrived)
+    }
+
+    /// The check of older segments that follows a start: what it found damaged.
+    pub fn check_older(&self) -> Vec<Damage> {
+        self.check.run(&CheckBell::default())
     }
 
     /// One step of the keeper; true when there is more to be done at once.

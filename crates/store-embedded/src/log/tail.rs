@@ -100,8 +100,13 @@ impl Tail {
         }
     }
 
-    /// Publishes a group: batches in the order of their sequence numbers.
-    pub(super) fn publish(&self, enqueued: Timestamp, batches: impl Iterator<Item = Published>) {
+    /// Publishes a group: batches in the order of their sequence numbers. Gives what the ring holds
+    /// no more, whose memory is better freed when nobody waits.
+    pub(super) fn publish(
+        &self,
+        enqueued: Timestamp,
+        batches: impl Iterator<Item = Published>,
+    ) -> Vec<RecentBatch> {
         // Readers wait for the lock, and this for them: nothing is done under it that can be done
         // before or after.
         let batches: Vec<Published> = batches.collect();
@@ -136,8 +141,7 @@ impl Tail {
             };
             state.evict(oldest, &mut evicted);
         }
-        drop(state);
-        drop(evicted);
+        evicted
     }
 
     /// Reads from memory alone.

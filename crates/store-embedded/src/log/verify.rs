@@ -1,10 +1,14 @@
 //! Checking a whole log without opening it.
 
-use super::format::LogId;
-use super::format::group::GroupKind;
+use fieldpost_model::Partitioning;
+
+use super::accepted::AcceptedLoss;
 use super::format::index::SegmentIndex;
-use super::format::{Positions, size};
-use super::recovery::{LogOpenError, find_segments, lost_between};
+use super::format::{LogId, size};
+use super::recovery::{
+    LogOpenError, accepted_losses, fill_in_headers, find_segments, missing_before, walk_before,
+    walk_last,
+};
 use super::segment::{index_name, segment_name};
 use crate::damage::Damage;
 use crate::files::Files;
@@ -20,49 +24,36 @@ pub struct LogVerdict {
     pub records: u64,
     /// A last group that is not whole, as a crash leaves it. No damage.
     pub torn: Option<Damage>,
-    /// What was acknowledged and cannot be read.
+    /// What was acknowledged and cannot be read, as far as nobody accepted it.
     pub damage: Vec<Damage>,
+    /// The losses that were accepted, in the order of acceptance.
+    pub accepted: Vec<AcceptedLoss>,
 }
 
 /// Walks every segment: every check, the chain of groups, every sequence number, every index.
-pub(crate) fn verify(files: &dyn Files, log: LogId) -> Result<LogVerdict, LogOpenError> {
-    let mut verdict = LogVerdict::default();
-    let found = find_segments(files, log)?;
-    verdict.segments = found.len();
-    if found.is_empty() {
-        verdict.missing(1, "there is no segment", Vec::new());
-    }
-    let mut before: Option<(u64, Option<u64>, Positions)> = None;
-    let count = found.len();
-    for (at, segment) in found.into_iter().enumerate() {
-        verdict.damage.extend(segment.damage.clone());
-        verdict.damage.extend(segment.cut());
-        let (before_id, last_group, positions) = match before.take() {
-            Some((id, last_group, positions)) => (Some(id), last_group, positions),
-            None => (None, None, Positions::default()),
+pub(crate) fn verify(
+    files: &dyn Files,
+    log: LogId,
+    partitioning: Partitioning,
+) -> Result<LogVerdict, LogOpenError> {
+    let mut found = find_segments(files, log)?;
+    let mut verdict = LogVerdict {
+        segments: found.len(),
+        damage: fill_in_headers(files, &mut found, log)?,
+        ..LogVerdict::default()
+    };
+    let (accepted, unreadable) = accepted_losses(files, log)?;
+    verdict.damage.extend(unreadable);
+    (verdict.damage).extend(missing_before(files, log, &found, partitioning)?);
+    for (at, segment) in found.iter().enumerate() {
+        let scanned = match found.get(at + 1) {
+            Some(next) => walk_before(segment, next, log, partitioning)?,
+            None => walk_last(segment, log, partitioning)?.scanned,
         };
-        if let (Some(id), Some(header)) = (before_id, &segment.header) {
-            let lost: Vec<_> = lost_between(&positions, &header.positions).collect();
-            if segment.id != id + 1 {
-                let what = format!("{} segments are missing from here", segment.id - id - 1);
-                verdict.missing(id + 1, &what, lost);
-            } else if !lost.is_empty() {
-                verdict.missing(id, "records at the end of the segment are missing", lost);
-            }
-        }
-        let scanned = segment.scan(log, last_group, positions)?;
         verdict.groups += scanned.groups;
         verdict.records += scanned.records;
         verdict.damage.extend(scanned.damage);
-        let sealed = scanned.last_kind == Some(GroupKind::Sealed);
-        if at + 1 == count {
-            if sealed {
-                verdict.missing(segment.id + 1, "the segment is missing", Vec::new());
-            }
-            verdict.torn = scanned.torn;
-        } else {
-            verdict.damage.extend(scanned.torn);
-        }
+        verdict.torn = scanned.torn;
         if let Some(what) = check_index(files, log, segment.id)? {
             verdict.damage.push(Damage {
                 file: index_name(segment.id),
@@ -72,21 +63,19 @@ pub(crate) fn verify(files: &dyn Files, log: LogId) -> Result<LogVerdict, LogOpe
                 lost: Vec::new(),
             });
         }
-        before = Some((segment.id, scanned.last_group, scanned.positions));
     }
-    Ok(verdict)
-}
-
-impl LogVerdict {
-    fn missing(&mut self, id: u64, what: &str, lost: Vec<crate::damage::LostRecords>) {
-        self.damage.push(Damage {
-            file: segment_name(id),
+    if found.is_empty() {
+        verdict.damage.push(Damage {
+            file: segment_name(1),
             from: 0,
             to: 0,
-            what: what.to_owned(),
-            lost,
+            what: "there is no segment".to_owned(),
+            lost: Vec::new(),
         });
     }
+    accepted.leave_out(&mut verdict.damage);
+    accepted.losses().clone_into(&mut verdict.accepted);
+    Ok(verdict)
 }
 
 /// What is wrong with an index file, if it is there.

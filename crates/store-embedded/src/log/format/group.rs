@@ -160,6 +160,24 @@ pub(crate) fn peek(bytes: &[u8]) -> Result<GroupHeader, FormatError> {
     Ok(header)
 }
 
+/// The number of the group whose broken header this may be: behind the group `last`, in this
+/// segment. Two of three marks must be there, so that any one field may be damaged, and what was
+/// left in the file by an earlier use of it does not pass.
+pub(crate) fn resembles(bytes: &[u8], segment: u64, last: Option<u64>) -> Option<u64> {
+    let mut fields = bytes.get(..HEADER_BYTES)?;
+    let magic = fields.get_u32_le() == MAGIC;
+    fields.advance(4);
+    let same_segment = fields.get_u64_le() == segment;
+    let number = fields.get_u64_le();
+    let last_durable = Some(fields.get_u64_le());
+    let follows = last.is_none_or(|last| number > last);
+    let marks = [magic, same_segment, last.is_some() && last_durable == last];
+    let found = marks.into_iter().filter(|mark| *mark).count();
+    // A number that is not the next one may be the damaged field itself.
+    let number = if follows { number } else { last? + 1 };
+    (found == marks.len() || found + 1 == marks.len() && follows).then_some(number)
+}
+
 /// Reads a header and its run table back. `bytes` holds both and nothing more.
 pub(crate) fn decode(log: LogId, bytes: &[u8]) -> Result<(GroupHeader, Vec<Run>), FormatError> {
     let header = peek(bytes)?;

@@ -2,6 +2,7 @@
 //!
 //! All numbers are little-endian. Every check is a CRC-32C.
 
+pub(crate) mod accepted;
 pub(crate) mod group;
 pub(crate) mod index;
 pub(crate) mod segment;

@@ -100,7 +100,7 @@ fn history(seed: u64) -> Counted {
                 }
             }
             let untouched = image.copy();
-            let found = super::super::verify::verify(&untouched, LOG_ID).unwrap();
+            let found = super::super::verify::verify(&untouched, LOG_ID, partitioning()).unwrap();
             if !fresh {
                 assert_eq!(found.damage, [], "seed {seed}, {plan:?}");
             }

@@ -136,7 +136,7 @@ fn damage_is_reported_and_never_skipped() {
         let disk = bench.disk.copy();
         (case.damage)(&disk);
 
-        let verdict = super::super::verify::verify(&disk.copy(), LOG_ID).unwrap();
+        let verdict = super::super::verify::verify(&disk.copy(), LOG_ID, partitioning()).unwrap();
         let lines = |damage: &[crate::Damage]| {
             let lines: Vec<_> = damage.iter().map(ToString::to_string).collect();
             lines.join("\n")
@@ -204,7 +204,7 @@ fn a_damaged_or_missing_index_is_made_anew() {
         let disk = bench.disk.copy();
         assert!(disk.content("0000000000000001.index").is_some());
         change(&disk);
-        let verdict = super::super::verify::verify(&disk.copy(), LOG_ID).unwrap();
+        let verdict = super::super::verify::verify(&disk.copy(), LOG_ID, partitioning()).unwrap();
         assert_eq!(!verdict.damage.is_empty(), reported, "{name}");
         let again = Bench::open(&disk, Arc::clone(&bench.clock), &small(), false).unwrap();
         assert_eq!(again.read_all(0).unwrap(), expected, "{name}");
@@ -465,7 +465,7 @@ fn no_record_stands_under_the_number_of_another() {
                 "behind",
                 "{name}"
             );
-            let verdict = super::super::verify::verify(&disk, LOG_ID).unwrap();
+            let verdict = super::super::verify::verify(&disk, LOG_ID, partitioning()).unwrap();
             let told: Vec<_> = (verdict.damage.iter().flat_map(|damage| &damage.lost))
                 .filter(|lost| lost.partition.0 == 0)
                 .map(|lost| (lost.from as usize, lost.to as usize))
@@ -508,6 +508,70 @@ fn a_log_that_lost_every_segment_again_goes_on_further() {
     };
     assert!(lose(1) >= 1 << 40);
     assert!(lose(2) > lose(1) + (1 << 42));
+}
+
+#[test]
+fn a_damaged_record_of_accepted_losses_is_reported_and_counts_for_nothing() {
+    let bench = built();
+    let disk = bench.disk.copy();
+    disk.tamper(FIRST, |content| {
+        let at = find(content, &body(1, 12_000)[100..120]);
+        content[at] ^= 4;
+    });
+    let files: Arc<dyn Files> = Arc::new(disk.clone());
+    let clock: Arc<dyn fieldpost_model::Clock> = Arc::clone(&bench.clock) as _;
+    let accept =
+        || super::super::repair::accept_losses(&files, identity(false), &small(), &clock).unwrap();
+    let (accepted, left) = accept();
+    assert_eq!((accepted.len(), left.damage.len()), (1, 0));
+    let open = || Bench::open(&disk, Arc::clone(&bench.clock), &small(), false).unwrap();
+    assert_eq!(open().read(0, 1).unwrap().records[0].sequence, 2);
+
+    disk.tamper("accepted-losses", |content| content[20] ^= 1);
+    let again = open();
+    assert_eq!(again.report.damage.len(), 1);
+    assert!(again.report.damage[0].what.contains("accepted"));
+    assert!(matches!(
+        again.read(0, 1),
+        Err(StoreError::Damaged {
+            resume: Some(2),
+            ..
+        })
+    ));
+    drop(again);
+    // Accepted once more, everything is as before.
+    let (accepted, left) = accept();
+    assert_eq!(left.damage, []);
+    assert!(accepted.iter().any(|loss| loss.damage.lost.len() == 1));
+    assert_eq!(open().read(0, 1).unwrap().records[0].sequence, 2);
+}
+
+#[test]
+fn a_segment_that_retention_dropped_is_not_missed() {
+    let mut settings = small();
+    settings.retention.bytes_max = Some(400 << 10);
+    settings.retention.at_bytes_max = AtBytesMax::DropOldest;
+    let bench = Bench::with(&settings);
+    let mut number = 0;
+    while bench.first(0) == 0 {
+        bench.append(0, &[&body(number, 12_000)]);
+        bench.keep();
+        number += 1;
+    }
+    bench.close();
+    let oldest = bench.segments()[0].clone();
+    let index = oldest.replace("segment", "index");
+    assert!(bench.disk.content(&index).is_some());
+    assert_eq!(bench.verify().damage, []);
+    // The oldest of those that are kept is.
+    bench.disk.remove(&oldest).unwrap();
+    let damage = bench.verify().damage;
+    assert_eq!(
+        (damage.len(), damage[0].file.as_str()),
+        (1, oldest.as_str())
+    );
+    assert_eq!(damage[0].lost[0].from, bench.first(0));
+    assert_eq!(bench.reopen().report.damage, damage);
 }
 
 // Found by the fuzzer.

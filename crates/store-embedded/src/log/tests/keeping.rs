@@ -293,3 +293,32 @@ fn store_time_does_not_go_back_over_a_restart() {
     let records = again.read(0, 0).unwrap().records;
     assert!(records[1].enqueued >= records[0].enqueued);
 }
+
+/// Whether a segment's file had been filled ahead when the segment was begun.
+fn was_filled(bench: &Bench, name: &str) -> bool {
+    use crate::log::format::segment::SegmentHeader;
+    let content = bench.disk.content(name).unwrap();
+    let bytes = SegmentHeader::announced_bytes(&content).unwrap() as usize;
+    SegmentHeader::decode(&content[..bytes]).unwrap().filled
+}
+
+#[test]
+fn the_next_file_is_filled_beside_a_slow_log_and_left_alone_in_a_burst() {
+    for slow in [true, false] {
+        let bench = Bench::new();
+        bench.keep();
+        while bench.segments().len() < 3 {
+            if slow {
+                bench.clock.advance(Duration::from_secs(1));
+            }
+            fill(&bench, 2);
+            bench.keep();
+        }
+        let names = bench.segments();
+        assert!(!was_filled(&bench, &names[0]), "there was nobody before it");
+        for name in &names[1..] {
+            assert_eq!(was_filled(&bench, name), slow, "{name}");
+        }
+        assert_eq!(bench.reopen().verify().damage, []);
+    }
+}

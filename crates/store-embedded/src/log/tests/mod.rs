@@ -3,6 +3,8 @@
 mod contract;
 mod crash;
 mod damage;
+mod every_block;
+mod every_call;
 mod faults;
 mod keeping;
 mod ledger;
@@ -50,11 +52,15 @@ fn small() -> LogSettings {
     }
 }
 
+fn partitioning() -> Partitioning {
+    Partitioning::new(PARTITIONS).unwrap()
+}
+
 fn identity(fresh: bool) -> LogIdentity {
     LogIdentity {
         id: LOG_ID,
         created: Timestamp::from_millis(START_MS),
-        partitioning: Partitioning::new(PARTITIONS).unwrap(),
+        partitioning: partitioning(),
         fresh,
         losses: 0,
     }
@@ -162,7 +168,7 @@ impl Bench {
     }
 
     fn verify(&self) -> super::verify::LogVerdict {
-        super::verify::verify(&self.disk.copy(), LOG_ID).unwrap()
+        super::verify::verify(&self.disk.copy(), LOG_ID, partitioning()).unwrap()
     }
 }
 

@@ -94,7 +94,7 @@ fn many_appenders_and_readers_agree() {
         Err(StoreError::Closed)
     ));
     let files = DirectoryFiles::open(directory.path()).unwrap();
-    let verdict = super::super::verify::verify(&files, LOG_ID).unwrap();
+    let verdict = super::super::verify::verify(&files, LOG_ID, partitioning()).unwrap();
     assert_eq!((verdict.damage, verdict.torn), (vec![], None));
     assert_eq!(verdict.records, SENDERS * BATCHES);
 }
