@@ -8,6 +8,9 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use fieldpost_model::{PartitionId, StreamId};
 use smallvec::{SmallVec, smallvec};
 
+/// The most bytes that are asked for ahead for one batch.
+const AHEAD_BYTES_MAX: usize = 256 * 1024;
+
 /// Bytes in front of each record's data in a frame.
 pub const RECORD_FRAME_BYTES: usize = 8;
 
@@ -32,6 +35,9 @@ pub struct BatchBuilder {
     partition: PartitionId,
     count: u32,
     frames: BytesMut,
+    /// What the batch before took. One device's batches are much alike, and a buffer that grows to
+    /// its size by doubling is copied as often.
+    ahead: u32,
 }
 
 impl BatchBuilder {
@@ -42,6 +48,7 @@ impl BatchBuilder {
             partition,
             count: 0,
             frames: BytesMut::new(),
+            ahead: 0,
         }
     }
 
@@ -49,6 +56,9 @@ impl BatchBuilder {
     ///
     /// `encode` must only append. Returns the bytes that the frame takes.
     pub fn push(&mut self, encode: impl FnOnce(&mut BytesMut)) -> usize {
+        if self.count == 0 {
+            self.frames.reserve(self.ahead as usize);
+        }
         let start = self.frames.len();
         self.frames.put_bytes(0, RECORD_FRAME_BYTES);
         encode(&mut self.frames);
@@ -85,6 +95,8 @@ impl BatchBuilder {
             return None;
         }
         let memory_bytes = self.frames.capacity();
+        let ahead = self.frames.len().min(AHEAD_BYTES_MAX);
+        self.ahead = u32::try_from(ahead).unwrap_or(0);
         Some(Batch {
             memory_bytes,
             streams: smallvec![StreamId::BUILT_IN],
@@ -150,6 +162,24 @@ impl Iterator for FramedRecords {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_batch_like_the_one_before_is_framed_without_growing() {
+        let mut builder = BatchBuilder::new(PartitionId(0));
+        let mut fill = |records: usize, bytes: usize| {
+            for _ in 0..records {
+                builder.push(|out| out.put_bytes(7, bytes));
+            }
+            let batch = builder.take().unwrap();
+            (batch.frames.len(), batch.memory_bytes)
+        };
+        fill(16, 1000);
+        assert_eq!(fill(16, 1000), (16 * 1008, 16 * 1008));
+        // One large batch does not make all that come after it large.
+        fill(1, 1 << 20);
+        assert!(fill(1, 10).1 <= AHEAD_BYTES_MAX);
+        assert!(fill(1, 10).1 < 100);
+    }
 
     proptest! {
         #[test]
