@@ -1,57 +1,34 @@
 """A device that polls over HTTPS and lives through all kill rounds.
 
-Reads connection string and CA file from its arguments; prints `got N` for each message before it
-completes it, and `completed N` when the hub has confirmed that. Ends when its standard input closes.
+Reads connection string and CA file from its arguments. A message says what to do with it: `N complete`,
+`N reject` or `N abandon`. Prints `got` and the message before it does that, and `completed N` or
+`rejected N` when the hub has confirmed it. Ends when its standard input closes.
 """
 
-import base64
-import hashlib
-import hmac
 import sys
-import threading
-import time
-import urllib.parse
 
-import requests
+from rest import API, Rest, until_input_ends
 
-string, ca = sys.argv[1:]
-parts = dict(part.split("=", 1) for part in string.split(";"))
-host, device, key = parts["HostName"], parts["DeviceId"], parts["SharedAccessKey"]
-resource = urllib.parse.quote(f"{host}/devices/{device}", safe="")
-expiry = int(time.time()) + 7 * 24 * 3600
-digest = hmac.new(base64.b64decode(key), f"{resource}\n{expiry}".encode(), hashlib.sha256).digest()
-signature = urllib.parse.quote(base64.b64encode(digest), safe="")
-
-session = requests.Session()
-# Else the environment's certificates would count instead of these.
-session.trust_env = False
-session.verify = ca
-session.headers["Authorization"] = f"SharedAccessSignature sr={resource}&sig={signature}&se={expiry}"
-base = f"https://{host}/devices/{device}/messages/devicebound"
-
-ended = threading.Event()
-threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
+hub = Rest(*sys.argv[1:])
+base = f"/devices/{hub.device}/messages/devicebound"
 
 
 def poll():
     """Takes one message; whether there was one."""
-    got = session.get(f"{base}?api-version=2021-04-12", timeout=10)
+    got = hub.call("GET", f"{base}?{API}")
     if got.status_code != 200:
         return False
-    number = got.content.decode()
-    print(f"got {number}", flush=True)
+    message = got.content.decode()
+    print(f"got {message}", flush=True)
+    number, what = message.split()
     lock = got.headers["ETag"].strip('"')
-    done = session.delete(f"{base}/{lock}?api-version=2021-04-12", timeout=10)
+    if what == "abandon":
+        hub.call("POST", f"{base}/{lock}/abandon?{API}")
+        return True
+    done = hub.call("DELETE", f"{base}/{lock}?{API}{'&reject' if what == 'reject' else ''}")
     if done.status_code == 204:
-        print(f"completed {number}", flush=True)
+        print(f"{what}{'ed' if what == 'reject' else 'd'} {number}", flush=True)
     return True
 
 
-while not ended.is_set():
-    try:
-        if poll():
-            continue
-    except requests.RequestException:
-        # The hub is away.
-        session.close()
-    ended.wait(0.05)
+until_input_ends(poll, 0.05)

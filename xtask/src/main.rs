@@ -1,5 +1,6 @@
 //! Chores of the project. `cargo xtask` lists them.
 
+mod reliability;
 mod tidy;
 
 use std::path::{Path, PathBuf};
@@ -8,6 +9,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let chore = std::env::args().nth(1);
     let result = match chore.as_deref() {
+        Some("reliability") => reliability::run(&root()),
         Some("tidy") => tidy::run(&root()),
         _ => {
             say(
@@ -17,6 +19,9 @@ fn main() -> ExitCode {
                 "                    words that a crate must not know, links in the documentation,",
             );
             say("                    the length of files");
+            say(
+                "cargo xtask reliability    writes into docs/reliability.md what ./test reached last",
+            );
             return ExitCode::FAILURE;
         }
     };

@@ -216,6 +216,40 @@ impl Device {
         Ok(self.engine.acknowledge(packet_id, self.started.elapsed())?)
     }
 
+    /// Tells the hub that a command is of no use: it is dead-lettered and does not come again. The
+    /// hub answers with [`DeviceEvent::Acknowledged`] and the id that is returned.
+    ///
+    /// A hub that does not know this takes it for an event or closes the connection.
+    ///
+    /// # Errors
+    /// When the window is full or the connection has ended.
+    pub fn reject_command(&mut self, packet_id: PacketId) -> Result<PacketId, DeviceError> {
+        self.give_back("reject", packet_id)
+    }
+
+    /// Gives a command back to its queue: it comes again until that has happened as often as the hub
+    /// allows. Otherwise as [`reject_command`](Self::reject_command).
+    ///
+    /// # Errors
+    /// When the window is full or the connection has ended.
+    pub fn abandon_command(&mut self, packet_id: PacketId) -> Result<PacketId, DeviceError> {
+        self.give_back("abandon", packet_id)
+    }
+
+    fn give_back(&mut self, how: &str, packet_id: PacketId) -> Result<PacketId, DeviceError> {
+        let message = Message {
+            topic: &format!("$fieldpost/c2d/{how}/?$pid={packet_id}"),
+            payload: b"",
+            retain: false,
+        };
+        let said = self
+            .engine
+            .publish_at_least_once(message, self.started.elapsed())?;
+        // Without it the packet id would stay taken; the hub does not count it any more.
+        self.acknowledge_command(packet_id)?;
+        Ok(said)
+    }
+
     /// Moves bytes both ways until the hub has said something, and gives that.
     ///
     /// May be dropped at an await; nothing is lost then.

@@ -20,6 +20,8 @@ enum Said {
     Subscribe(PacketId, String),
     /// Of an event, which is acknowledged at once.
     Event(PacketId),
+    /// About a command, and acknowledged at once too.
+    GaveBack(PacketId, String),
     Puback(PacketId),
     Disconnect,
 }
@@ -64,7 +66,11 @@ impl FakeHub {
                 }
                 ServerEvent::Publish { publish, ticket } => {
                     ticket_due = ticket;
-                    Said::Event(publish.packet_id.unwrap())
+                    let packet_id = publish.packet_id.unwrap();
+                    match publish.topic.strip_prefix("$fieldpost/c2d/") {
+                        Some(what) => Said::GaveBack(packet_id, what.to_owned()),
+                        None => Said::Event(packet_id),
+                    }
                 }
                 ServerEvent::Puback { packet_id } => Said::Puback(packet_id),
                 ServerEvent::Disconnect => Said::Disconnect,
@@ -198,6 +204,28 @@ async fn a_wait_that_is_given_up_loses_nothing() {
         .await
         .unwrap();
     assert_eq!(device.next().await.unwrap(), command(first, "a"));
+}
+
+/// Were the acknowledgement first, the command would be completed.
+#[tokio::test]
+async fn a_command_is_given_back_before_it_is_acknowledged() {
+    let (mut hub, mut device) = subscribed().await;
+    for how in ["reject", "abandon"] {
+        let id = hub.engine.publish_at_least_once(TOPIC, b"a").unwrap();
+        hub.flush().await;
+        assert_eq!(device.next().await.unwrap(), command(id, "a"));
+        let said = match how {
+            "reject" => device.reject_command(id).unwrap(),
+            _ => device.abandon_command(id).unwrap(),
+        };
+        let (next, ()) = tokio::join!(device.next(), async {
+            let topic = format!("{how}/?$pid={id}");
+            assert_eq!(hub.heard().await, Said::GaveBack(said, topic));
+            assert_eq!(hub.heard().await, Said::Puback(id));
+            hub.flush().await;
+        });
+        assert_eq!(next.unwrap(), DeviceEvent::Acknowledged(said));
+    }
 }
 
 #[tokio::test]

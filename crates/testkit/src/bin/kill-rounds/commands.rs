@@ -1,35 +1,33 @@
 //! Messages to devices that live through the kills.
 //!
-//! One back end numbers its messages and asks for feedback about each. Devices take them over MQTT
-//! and, one of them, over HTTPS. A book outside the hub's process remembers what was accepted, what
-//! came where, and what feedback said.
+//! One back end numbers its messages and asks for feedback about most of them. Some are completed, some
+//! rejected or abandoned until the hub gives up, over MQTT and over HTTPS; some expire, some are purged. A
+//! book outside the hub's process remembers what was accepted, what came where, and what feedback said.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod book;
+mod plan;
+
+use std::collections::HashMap;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use fieldpost_client::device::DeviceEvent;
-use fieldpost_client::service::{
-    FeedbackStatus, Service, ServiceEvent, ServiceOptions, address_of,
-};
+use fieldpost_client::device::{DeviceError, DeviceEvent};
+use fieldpost_client::service::{Service, ServiceEvent, ServiceOptions, address_of};
 use fieldpost_client::{Device, DeviceOptions};
-use fieldpost_model::{Ack, CloudMessage, DeviceId};
+use fieldpost_model::{CloudMessage, DeviceId};
 use fieldpost_testkit::hub::{HubProcess, now};
+use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use self::book::Book;
+use self::plan::{DELIVERIES_MAX, Fate, POLLER, PURGED, Plan};
 use super::PATIENCE;
-
-/// Devices that take messages over MQTT.
-const MQTT_DEVICES: u64 = 16;
-
-/// The device that polls over HTTPS.
-const POLLER: &str = "poller";
 
 /// Messages that the back end has in flight.
 const WINDOW: usize = 64;
@@ -44,25 +42,7 @@ const RETRY: Duration = Duration::from_millis(50);
 pub(crate) struct Commands {
     book: Arc<Mutex<Book>>,
     tasks: Vec<JoinHandle<()>>,
-    poller: Child,
-}
-
-#[derive(Default)]
-struct Book {
-    next: u64,
-    /// No more messages are sent.
-    is_ending: bool,
-    accepted: BTreeSet<u64>,
-    delivered: BTreeSet<u64>,
-    /// Deliveries of a message that had come before.
-    again: u64,
-    /// Per device, the last message that came to it for the first time.
-    last: HashMap<String, u64>,
-    /// Completions that the hub has confirmed.
-    confirmed: BTreeSet<u64>,
-    /// Feedback records by message.
-    told: BTreeMap<u64, u64>,
-    wrong: Option<String>,
+    clients: [Child; 2],
 }
 
 impl Commands {
@@ -70,9 +50,16 @@ impl Commands {
     pub(crate) async fn start(hub: &HubProcess, python: &Path) -> Result<Self> {
         let book = Arc::<Mutex<Book>>::default();
         let mut tasks = Vec::new();
-        let mut devices = Vec::new();
-        for number in 0..MQTT_DEVICES {
-            let id = format!("mqtt-{number}");
+        let settings = json!({
+            "properties": { "cloudToDevice": { "maxDeliveryCount": DELIVERIES_MAX } }
+        });
+        let file = hub.data().with_file_name("settings.json");
+        std::fs::write(&file, settings.to_string())?;
+        let file = file.to_str().context("a folder's name in UTF-8")?;
+        hub.run(&["hub", "apply", file]).await?;
+
+        let (over_mqtt, others) = plan::devices();
+        for id in over_mqtt {
             hub.run(&["device", "create", &id]).await?;
             let (_, connection_string) = hub.connection_string(Some(&id)).await?;
             let options = DeviceOptions {
@@ -82,34 +69,31 @@ impl Commands {
                 keep_alive_s: 30,
                 now: now(),
             };
-            tasks.push(tokio::spawn(take_forever(
-                id.clone(),
-                options,
-                Arc::clone(&book),
-            )));
-            devices.push(id);
+            tasks.push(tokio::spawn(take_forever(id, options, Arc::clone(&book))));
         }
-        hub.run(&["device", "create", POLLER]).await?;
-        let (text, _) = hub.connection_string(Some(POLLER)).await?;
-        let poller = spawn_poller(python, &text, &hub.ca_file(), Arc::clone(&book))?;
-        devices.push(POLLER.to_owned());
+        for id in others {
+            hub.run(&["device", "create", &id]).await?;
+        }
+        let (string, _) = hub.connection_string(Some(POLLER)).await?;
+        let ca = hub.ca_file().display().to_string();
+        let mut poller = spawn(python, &["conformance/kill/poller.py", &string, &ca])?;
+        follow_poller(&mut poller, Arc::clone(&book))?;
 
         let policy = hub.run(&["connection-string", "--policy", "service"]);
+        let policy = policy.await?;
+        let purger = ["conformance/kill/purger.py", &policy, &ca, PURGED];
+        let purger = spawn(python, &purger)?;
         let options = ServiceOptions {
-            connection_string: policy.await?.parse()?,
+            connection_string: policy.parse()?,
             address: Some(hub.at(5671)),
             trust: hub.trust()?,
             now: now(),
         };
-        tasks.push(tokio::spawn(command_forever(
-            devices,
-            options,
-            Arc::clone(&book),
-        )));
+        tasks.push(tokio::spawn(command_forever(options, Arc::clone(&book))));
         Ok(Self {
             book,
             tasks,
-            poller,
+            clients: [poller, purger],
         })
     }
 
@@ -119,144 +103,100 @@ impl Commands {
     /// When something came that must not, or that nobody was owed.
     pub(crate) fn so_far(&self) -> Result<(usize, usize)> {
         let book = lock(&self.book);
-        if let Some(wrong) = &book.wrong {
+        if let Some(wrong) = book.wrong() {
             bail!("{wrong}");
         }
-        Ok((book.accepted.len(), book.delivered.len()))
+        Ok(book.so_far())
     }
 
-    /// Sends no more, waits until everything accepted has come and feedback has told so, and says
-    /// what it came to.
+    /// Sends no more, waits until everything accepted has come and everything owed was told, and gives
+    /// the counts.
     ///
     /// # Errors
     /// When something is lost.
-    pub(crate) async fn end(mut self) -> Result<String> {
+    pub(crate) async fn end(self) -> Result<Value> {
         lock(&self.book).is_ending = true;
         let deadline = Instant::now() + PATIENCE;
         let mut tick = tokio::time::interval(PACE);
         loop {
             tick.tick().await;
             self.so_far()?;
-            let (undelivered, untold) = {
-                let book = lock(&self.book);
-                let undelivered = book.accepted.difference(&book.delivered).count();
-                let told = |number: &&u64| book.told.contains_key(number);
-                (
-                    undelivered,
-                    book.accepted.iter().filter(|n| !told(n)).count(),
-                )
-            };
-            if undelivered == 0 && untold == 0 {
+            let (undelivered, untold) = lock(&self.book).owed();
+            if undelivered.is_empty() && untold.is_empty() {
                 break;
             }
+            let first = |numbers: &[u64]| numbers.first().map(|n| (*n, Plan::of(*n)));
             ensure!(
                 Instant::now() < deadline,
-                "of the accepted messages {undelivered} never came, and of {untold} nothing was told"
+                "of the accepted messages {} never came, first {:?}, and of {} nothing was told, first {:?}",
+                undelivered.len(),
+                first(&undelivered),
+                untold.len(),
+                first(&untold)
             );
         }
         for task in &self.tasks {
             task.abort();
         }
-        drop(self.poller.stdin.take());
-        let status = tokio::time::timeout(PATIENCE, self.poller.wait())
-            .await
-            .context("the poller does not end")??;
-        ensure!(status.success(), "the poller ended with {status}");
+        for mut client in self.clients {
+            drop(client.stdin.take());
+            let status = tokio::time::timeout(PATIENCE, client.wait())
+                .await
+                .context("a client over HTTPS does not end")??;
+            ensure!(status.success(), "a client over HTTPS ended with {status}");
+        }
         let book = lock(&self.book);
-        // Not before the end: what the poller prints takes its time.
-        let mut told = book.told.keys();
-        if let Some(number) = told.find(|number| !book.delivered.contains(number)) {
-            bail!("feedback says that message {number} is done with, which never came");
-        }
-        Ok(format!(
-            "messages to devices: accepted {}, delivered {} ({} more than once), confirmed over HTTPS {}, \
-             feedback {}, lost 0",
-            book.accepted.len(),
-            book.delivered.len(),
-            book.again,
-            book.confirmed.len(),
-            book.told.len()
-        ))
+        book.check_told()?;
+        Ok(book.counts())
     }
 }
 
-impl Book {
-    fn deliver(&mut self, device: &str, number: u64) {
-        if self.confirmed.contains(&number) {
-            self.fail(format!(
-                "{device} got message {number}, whose completion was confirmed before"
-            ));
-        }
-        if !self.delivered.insert(number) {
-            self.again += 1;
-            return;
-        }
-        let last = self.last.insert(device.to_owned(), number);
-        if let Some(last) = last.filter(|last| *last > number) {
-            self.fail(format!("{device} got message {number} after {last}"));
-        }
-    }
-
-    fn tell(&mut self, number: u64, status: FeedbackStatus) {
-        if status != FeedbackStatus::Success {
-            self.fail(format!("feedback about message {number} says {status:?}"));
-        }
-        *self.told.entry(number).or_default() += 1;
-    }
-
-    /// The first thing that goes wrong counts.
-    fn fail(&mut self, wrong: String) {
-        self.wrong.get_or_insert(wrong);
-    }
-}
-
-/// Takes messages for ever, connecting as often as it takes.
+/// Takes messages for ever and does what they say, connecting as often as it takes.
 async fn take_forever(id: String, mut options: DeviceOptions, book: Arc<Mutex<Book>>) {
     loop {
         options.now = now();
-        if let Ok(mut device) = Device::connect(&options).await
-            && device.subscribe_commands().await.is_ok()
-        {
-            while let Ok(event) = device.next().await {
-                let DeviceEvent::Command(command) = event else {
-                    continue;
-                };
-                match std::str::from_utf8(&command.payload).map(str::parse) {
-                    Ok(Ok(number)) => lock(&book).deliver(&id, number),
-                    _ => lock(&book).fail(format!("{id} got something that nobody sent")),
-                }
-                // Written with the next exchange; a PUBACK that does not arrive brings it again.
-                let acknowledged = command.packet_id.map(|id| device.acknowledge_command(id));
-                if matches!(acknowledged, Some(Err(_))) {
-                    break;
-                }
-            }
+        if let Ok(device) = Device::connect(&options).await {
+            // The connection ends with the hub.
+            let _ended = take_until_broken(&id, device, &book).await;
         }
         tokio::time::sleep(RETRY).await;
+    }
+}
+
+async fn take_until_broken(
+    id: &str,
+    mut device: Device,
+    book: &Mutex<Book>,
+) -> Result<(), DeviceError> {
+    device.subscribe_commands().await?;
+    loop {
+        let DeviceEvent::Command(command) = device.next().await? else {
+            continue;
+        };
+        let came = lock(book).deliver(id, &command.payload);
+        // Written with the next exchange; what does not arrive brings the message again.
+        match (command.packet_id, came) {
+            (Some(packet), Some((_, Fate::Reject))) => drop(device.reject_command(packet)?),
+            (Some(packet), Some((_, Fate::Abandon))) => drop(device.abandon_command(packet)?),
+            (Some(packet), _) => device.acknowledge_command(packet)?,
+            (None, _) => lock(book).fail(format!("{id} got a message at QoS 0")),
+        }
     }
 }
 
 /// Sends numbered messages and completes feedback for ever, connecting as often as it takes.
-async fn command_forever(
-    devices: Vec<String>,
-    mut options: ServiceOptions,
-    book: Arc<Mutex<Book>>,
-) {
+async fn command_forever(mut options: ServiceOptions, book: Arc<Mutex<Book>>) {
     loop {
         options.now = now();
         if let Ok(service) = Service::connect(&options).await {
             // The connection ends with the hub.
-            let _ended = command_until_broken(service, &devices, &book).await;
+            let _ended = command_until_broken(service, &book).await;
         }
         tokio::time::sleep(RETRY).await;
     }
 }
 
-async fn command_until_broken(
-    mut service: Service,
-    devices: &[String],
-    book: &Arc<Mutex<Book>>,
-) -> Result<()> {
+async fn command_until_broken(mut service: Service, book: &Mutex<Book>) -> Result<()> {
     service.receive_feedback().await?;
     let mut in_flight = HashMap::new();
     let mut pace = tokio::time::interval(PACE);
@@ -264,19 +204,15 @@ async fn command_until_broken(
         tokio::select! {
             _ = pace.tick() => {
                 while service.can_send() && in_flight.len() < WINDOW && !lock(book).is_ending {
-                    let number = {
-                        let mut book = lock(book);
-                        book.next += 1;
-                        book.next
-                    };
-                    let place = usize::try_from(number)? % devices.len();
-                    let device = DeviceId::new(devices.get(place).context("a device")?)?;
-                    let text = number.to_string();
+                    let number = lock(book).send();
+                    let plan = Plan::of(number);
+                    let device = DeviceId::new(&plan.device)?;
                     let ticket = service.send(&CloudMessage {
                         to: address_of(&device, None).into(),
-                        message_id: Some(text.as_str().into()),
-                        ack: Ack::Full,
-                        body: text.as_bytes().into(),
+                        message_id: Some(number.to_string().into()),
+                        ack: plan.ack,
+                        expires: plan.ttl.map(|ttl| now().saturating_add(ttl)),
+                        body: plan.body(number).into_bytes().into(),
                         ..CloudMessage::default()
                     })?;
                     in_flight.insert(ticket, number);
@@ -289,9 +225,10 @@ async fn command_until_broken(
                     match heard {
                         ServiceEvent::Answered { ticket, outcome } => {
                             let number = in_flight.remove(&ticket);
-                            // A full queue is an answer; nothing is owed then.
+                            // A full queue is an answer, and so is an expiry that is past; nothing is
+                            // owed then.
                             if let (Some(number), Ok(())) = (number, outcome) {
-                                lock(book).accepted.insert(number);
+                                lock(book).accept(number);
                             }
                         }
                         ServiceEvent::Feedback(batch) => {
@@ -310,37 +247,35 @@ async fn command_until_broken(
     }
 }
 
-/// Starts the device that polls, and lets the book follow what it prints.
-fn spawn_poller(
-    python: &Path,
-    connection_string: &str,
-    ca_file: &Path,
-    book: Arc<Mutex<Book>>,
-) -> Result<Child> {
-    let mut child = Command::new(python)
-        .arg("conformance/kill/poller.py")
-        .arg(connection_string)
-        .arg(ca_file)
+/// Starts a client over HTTPS.
+fn spawn(python: &Path, arguments: &[&str]) -> Result<Child> {
+    Command::new(python)
+        .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .kill_on_drop(true)
         .spawn()
-        .with_context(|| format!("start {}", python.display()))?;
-    let output = child.stdout.take().context("the poller's output")?;
+        .with_context(|| format!("start {}", python.display()))
+}
+
+/// Lets the book follow what the device that polls prints.
+fn follow_poller(poller: &mut Child, book: Arc<Mutex<Book>>) -> Result<()> {
+    let output = poller.stdout.take().context("the poller's output")?;
     tokio::spawn(async move {
         let mut lines = BufReader::new(output).lines();
         while let Ok(Some(line)) = lines.next_line().await {
-            let (what, number) = line.split_once(' ').unwrap_or_default();
+            let (what, rest) = line.split_once(' ').unwrap_or_default();
             let mut book = lock(&book);
-            match (what, number.parse()) {
-                ("got", Ok(number)) => book.deliver(POLLER, number),
-                ("completed", Ok(number)) => drop(book.confirmed.insert(number)),
+            match (what, rest.parse()) {
+                ("got", _) => drop(book.deliver(POLLER, rest.as_bytes())),
+                ("completed", Ok(number)) => book.confirm(number, "completed"),
+                ("rejected", Ok(number)) => book.confirm(number, "rejected"),
                 _ => book.fail(format!("the poller said {line:?}")),
             }
         }
     });
-    Ok(child)
+    Ok(())
 }
 
 fn lock(book: &Mutex<Book>) -> MutexGuard<'_, Book> {

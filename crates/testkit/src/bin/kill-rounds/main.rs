@@ -1,9 +1,9 @@
 //! Kills a real hub at random moments, again and again, and checks that it loses nothing.
 //!
 //! Raw devices, one Python and one Node.js SDK client live through all rounds, and a back end that
-//! sends messages to devices. A ledger outside the
-//! hub's process remembers what was acknowledged and what was shown. After every round the
-//! new events are read through the Event Hubs endpoint; at the end everything is read again from the
+//! sends messages to devices. A ledger outside the hub's process remembers what was acknowledged and what
+//! was shown, an auditor what became of each message to a device and what feedback said. After every
+//! round the new events are read through the Event Hubs endpoint; at the end everything is read again from the
 //! beginning, and the store is verified offline.
 
 mod commands;
@@ -20,6 +20,7 @@ use fieldpost_client::device::DeviceError;
 use fieldpost_client::{Device, DeviceOptions, Reader, ReaderOptions, Start};
 use fieldpost_testkit::hub::{HubProcess, now};
 use fieldpost_testkit::ledger::Ledger;
+use serde_json::json;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::Instant;
@@ -47,6 +48,9 @@ struct Arguments {
     /// Chooses the moments of the kills; printed, so that a run can be repeated.
     #[arg(long)]
     seed: Option<u64>,
+    /// Where to write what was reached, as JSON.
+    #[arg(long)]
+    counts: Option<PathBuf>,
 }
 
 /// A hub lives this long after it is ready, at most, before it is killed.
@@ -182,7 +186,7 @@ async fn rounds(
         sender.abort();
     }
 
-    let told = commands.end().await?;
+    let to_devices = commands.end().await?;
 
     read_all(hub, ledger, true).await?;
     let status = hub.stop().await?;
@@ -197,13 +201,17 @@ async fn rounds(
     }
     let ledger = lock(ledger);
     say(&verified);
-    say(&told);
-    say(&format!(
-        "kills {}, acknowledged {}, read {}, lost 0",
-        arguments.rounds,
-        ledger.acknowledged(),
-        ledger.shown_in_all()
-    ));
+    let counts = json!({
+        "kills": arguments.rounds,
+        "telemetry": {"acknowledged": ledger.acknowledged(), "read": ledger.shown_in_all()},
+        "toDevices": to_devices,
+        "lost": 0,
+    });
+    say(&format!("{counts:#}"));
+    if let Some(file) = &arguments.counts {
+        std::fs::write(file, counts.to_string())
+            .with_context(|| format!("write {}", file.display()))?;
+    }
     Ok(())
 }
 
