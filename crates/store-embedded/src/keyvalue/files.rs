@@ -153,14 +153,23 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
+/// Makes the names of the tables' directories durable. fjall syncs what is in them only, and most
+/// file systems bring the names along; nobody promises that they do.
+pub(super) fn sync_table_names(path: &Path) -> Result<(), OpenError> {
+    sync_folder(&path.join("keyspaces"))
+}
+
 fn sync_parent(path: &Path) -> Result<(), OpenError> {
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    File::open(parent)
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => sync_folder(parent),
+        _ => sync_folder(Path::new(".")),
+    }
+}
+
+fn sync_folder(path: &Path) -> Result<(), OpenError> {
+    File::open(path)
         .and_then(|folder| folder.sync_all())
-        .map_err(io_error("sync", parent))
+        .map_err(io_error("sync", path))
 }
 
 pub(super) fn damaged(path: &Path, what: String) -> OpenError {

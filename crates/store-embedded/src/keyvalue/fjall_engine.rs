@@ -184,8 +184,16 @@ impl Tables {
         Self::up_to(path, database, format)
     }
 
-    /// All tables; those that are not there are made.
+    /// All tables; those that are not there are made, one after the other: were the names of several
+    /// lost, the engine would give their numbers to others.
     fn create(path: &Path, database: &Database) -> Result<Self, OpenError> {
+        let missing = Space::ALL
+            .into_iter()
+            .filter(|space| !database.keyspace_exists(space.name()));
+        for space in missing {
+            open_table(path, database, space)?;
+            files::sync_table_names(path)?;
+        }
         Self::up_to(path, database, FORMAT)
     }
 
@@ -193,12 +201,7 @@ impl Tables {
         let spaces = Space::ALL
             .into_iter()
             .filter(|space| space.since_format() <= format);
-        let tables = spaces.map(|space| {
-            // Options count when a table is created and are kept with it.
-            database
-                .keyspace(space.name(), || options(space))
-                .map_err(|error| open_failed(path, &error))
-        });
+        let tables = spaces.map(|space| open_table(path, database, space));
         tables.collect::<Result<_, _>>().map(Self)
     }
 
@@ -286,6 +289,14 @@ fn is_empty(keys: KeyRange<'_>) -> bool {
             Bound::Included(to) | Bound::Excluded(to),
         ) => from >= to,
     }
+}
+
+/// Opens or makes a table.
+fn open_table(path: &Path, database: &Database, space: Space) -> Result<Keyspace, OpenError> {
+    // Options count when a table is created and are kept with it.
+    database
+        .keyspace(space.name(), || options(space))
+        .map_err(|error| open_failed(path, &error))
 }
 
 fn options(space: Space) -> KeyspaceCreateOptions {

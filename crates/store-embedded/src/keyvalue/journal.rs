@@ -157,7 +157,9 @@ impl Walk {
             rest = batch.rest;
         }
         let valid_bytes = (bytes.len() - rest.len()) as u64;
-        let rest = if rest.iter().all(|byte| *byte == 0) {
+        // A batch ends with its trailer, so that none is cut short by this.
+        let rest = without_zeros(rest);
+        let rest = if rest.is_empty() {
             Rest::Nothing
         } else if (0..rest.len()).any(|at| {
             let rest = rest.get(at..).unwrap_or_default();
@@ -170,6 +172,18 @@ impl Walk {
         };
         Self { valid_bytes, rest }
     }
+}
+
+/// Without the zeros at the end, of which there can be tens of megabytes.
+fn without_zeros(mut bytes: &[u8]) -> &[u8] {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    while let Some(rest) = bytes.strip_suffix(&ZEROS) {
+        bytes = rest;
+    }
+    let end = bytes.iter().rposition(|byte| *byte != 0);
+    bytes
+        .get(..end.map_or(0, |last| last + 1))
+        .unwrap_or_default()
 }
 
 /// A whole batch.
