@@ -12,28 +12,40 @@ use fieldpost_hub::clock::{Sleep, Timer};
 ///
 /// The timer is asked again only when an earlier call has come, so that moving the time further
 /// into the future, as every packet does, costs nothing.
+#[derive(Default)]
 pub(crate) struct Alarm {
-    timer: Arc<dyn Timer>,
     armed: Option<(Duration, Sleep)>,
 }
 
 impl Alarm {
-    /// An alarm that is not set.
-    pub(crate) fn new(timer: Arc<dyn Timer>) -> Self {
-        Self { timer, armed: None }
+    /// Ready when the monotonic time `due` has come; never without one. The timer is the same at every
+    /// call.
+    pub(crate) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        timer: &Arc<dyn Timer>,
+        due: Option<Duration>,
+    ) -> Poll<()> {
+        self.poll_at(cx, timer, timer.monotonic(), due)
     }
 
-    /// Ready when the monotonic time `due` has come; never without one.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, due: Option<Duration>) -> Poll<()> {
+    /// The same for a caller who has just looked at the clock.
+    pub(crate) fn poll_at(
+        &mut self,
+        cx: &mut Context<'_>,
+        timer: &Arc<dyn Timer>,
+        mut now: Duration,
+        due: Option<Duration>,
+    ) -> Poll<()> {
         let Some(due) = due else {
             return Poll::Pending;
         };
         loop {
-            if self.timer.monotonic() >= due {
+            if now >= due {
                 return Poll::Ready(());
             }
             if self.armed.as_ref().is_none_or(|(at, _)| *at > due) {
-                self.armed = Some((due, self.timer.sleep_until(due)));
+                self.armed = Some((due, timer.sleep_until(due)));
             }
             let Some((_, sleep)) = &mut self.armed else {
                 return Poll::Pending;
@@ -42,6 +54,7 @@ impl Alarm {
                 return Poll::Pending;
             }
             self.armed = None;
+            now = timer.monotonic();
         }
     }
 }
@@ -55,13 +68,13 @@ pub(crate) async fn within<F: Future>(
     work: F,
 ) -> Option<F::Output> {
     let due = timer.monotonic().saturating_add(limit);
-    let mut alarm = Alarm::new(Arc::clone(timer));
+    let mut alarm = Alarm::default();
     let mut work = pin!(work);
     poll_fn(|cx| {
         if let Poll::Ready(output) = work.as_mut().poll(cx) {
             return Poll::Ready(Some(output));
         }
-        alarm.poll(cx, Some(due)).map(|()| None)
+        alarm.poll(cx, timer, Some(due)).map(|()| None)
     })
     .await
 }

@@ -9,9 +9,13 @@ use std::time::Duration;
 
 use fieldpost_hub::Hub;
 use fieldpost_hub::clock::Timer;
+use fieldpost_model::Identity;
 use tokio::sync::watch;
+use tracing::{Span, info_span};
 
+use crate::figures::ProtocolFigures;
 use crate::io::{IncompleteBudget, IncompleteShare};
+use crate::listen::ListenerKind;
 use crate::listen::limits::{Admission, GatewayLimits};
 
 /// One connection: who is at the other end, and what the session that drives it may use.
@@ -22,6 +26,8 @@ pub struct ConnectionContext {
     pub hub: Hub,
     /// A number of the connection, unique in this process, for logs.
     pub conn_id: u64,
+    /// How it came in, for logs.
+    pub listener: ListenerKind,
     /// The other end.
     pub peer: SocketAddr,
     /// This end.
@@ -37,8 +43,9 @@ pub struct ConnectionContext {
     pub drain: watch::Receiver<bool>,
     /// The connection's part of the budget for incomplete packets.
     pub incomplete: IncompleteShare,
+    pub(crate) mqtt_figures: Arc<ProtocolFigures>,
     /// Held until somebody has authenticated on this connection.
-    pub(crate) admission: Option<Admission>,
+    pub(crate) admission: Option<Box<Admission>>,
 }
 
 /// What a protocol's bytes travel over.
@@ -68,6 +75,18 @@ impl ConnectionContext {
         self.hub.timer().monotonic()
     }
 
+    /// What log lines about this connection have in common. Made when there is something to log: one
+    /// that lives as long as the connection would cost memory for each, and time at each wake-up.
+    pub(crate) fn span(&self, identity: Option<&Identity>) -> Span {
+        info_span!(
+            "connection",
+            conn_id = self.conn_id,
+            listener = %self.listener,
+            peer = %self.peer,
+            device_id = identity.map(tracing::field::display),
+        )
+    }
+
     /// Says that somebody has authenticated: the connection no longer counts among those that the
     /// gateway keeps few of.
     pub fn authenticated(&mut self) {
@@ -83,26 +102,21 @@ impl ConnectionContext {
         }
     }
 
+    /// Whether the gateway is being drained. When that begins, the waker is called that was left with
+    /// [`incomplete`](Self::incomplete).
+    pub(crate) fn is_draining(&self) -> bool {
+        // A look at a number, without a lock: nobody marks a change as seen here. A gateway that is
+        // gone is drained as well.
+        self.drain.has_changed().unwrap_or(true)
+    }
+
     /// A context for a session that a test drives over a stream of its own.
     #[cfg(test)]
-    pub(crate) fn of_test(hub: Hub, over: Transport) -> (Self, watch::Sender<bool>) {
-        let (sender, drain) = watch::channel(false);
-        let limits = Arc::new(GatewayLimits::default());
+    pub(crate) fn of_test(hub: Hub, over: Transport) -> (Self, Drain) {
+        let (shared, drain) = Shared::new(hub, GatewayLimits::default());
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
-        let incomplete = IncompleteBudget::new(limits.incomplete_bytes_max).share();
-        let context = Self {
-            hub,
-            conn_id: next_connection_id(),
-            peer: address,
-            local: address,
-            over,
-            client_certificate: false,
-            limits,
-            drain,
-            incomplete,
-            admission: None,
-        };
-        (context, sender)
+        let context = shared.connection(ListenerKind::Mqtt, address, address, over, None);
+        (context, drain)
     }
 }
 
@@ -136,12 +150,50 @@ pub(crate) struct Shared {
     pub(crate) limits: Arc<GatewayLimits>,
     pub(crate) drain: watch::Receiver<bool>,
     pub(crate) incomplete: Arc<IncompleteBudget>,
+    pub(crate) mqtt_figures: Arc<ProtocolFigures>,
+}
+
+/// Begins the drain of a gateway. Dropping it begins it as well.
+#[derive(Debug)]
+pub(crate) struct Drain {
+    begun: watch::Sender<bool>,
+    connections: Arc<IncompleteBudget>,
+}
+
+impl Drain {
+    /// Asks every session to end.
+    pub(crate) fn begin(&self) {
+        self.begun.send_replace(true);
+        self.connections.wake_all();
+    }
+}
+
+impl Drop for Drain {
+    fn drop(&mut self) {
+        self.begin();
+    }
 }
 
 impl Shared {
+    /// What the connections of a new gateway to `hub` share.
+    pub(crate) fn new(hub: Hub, limits: GatewayLimits) -> (Self, Drain) {
+        let (begun, drain) = watch::channel(false);
+        let incomplete = IncompleteBudget::new(limits.incomplete_bytes_max);
+        let shared = Self {
+            hub,
+            incomplete: Arc::clone(&incomplete),
+            limits: Arc::new(limits),
+            drain,
+            mqtt_figures: Arc::new(ProtocolFigures::of("mqtt")),
+        };
+        let connections = incomplete;
+        (shared, Drain { begun, connections })
+    }
+
     /// The context of a new connection.
     pub(crate) fn connection(
         &self,
+        listener: ListenerKind,
         peer: SocketAddr,
         local: SocketAddr,
         over: Transport,
@@ -150,6 +202,7 @@ impl Shared {
         ConnectionContext {
             hub: self.hub.clone(),
             conn_id: next_connection_id(),
+            listener,
             peer,
             local,
             over,
@@ -157,7 +210,8 @@ impl Shared {
             limits: Arc::clone(&self.limits),
             drain: self.drain.clone(),
             incomplete: self.incomplete.share(),
-            admission,
+            mqtt_figures: Arc::clone(&self.mqtt_figures),
+            admission: admission.map(Box::new),
         }
     }
 }

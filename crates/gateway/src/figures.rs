@@ -8,7 +8,6 @@ use metrics::{Counter, Gauge, counter, gauge};
 use crate::quiet::RepeatLimit;
 
 /// Counters of one protocol, shared by its connections.
-#[derive(Clone)]
 pub(crate) struct ProtocolFigures {
     /// Messages that the hub accepted; they are not durable yet.
     pub(crate) messages: Counter,
@@ -27,23 +26,38 @@ impl ProtocolFigures {
 }
 
 /// Counts a connection among the open ones until it is dropped.
-pub(crate) struct OpenConnection(Gauge);
+///
+/// It keeps the labels and not the gauge, each handle of which is an allocation.
+pub(crate) struct OpenConnection {
+    protocol: &'static str,
+    transport: &'static str,
+}
 
 impl OpenConnection {
     /// Counts a connection that has just come.
     pub(crate) fn count(protocol: &'static str, transport: &'static str) -> Self {
         counter!("fieldpost_connections_total", "protocol" => protocol, "transport" => transport)
             .increment(1);
-        let open =
-            gauge!("fieldpost_connections_open", "protocol" => protocol, "transport" => transport);
-        open.increment(1);
-        Self(open)
+        let open = Self {
+            protocol,
+            transport,
+        };
+        open.gauge().increment(1);
+        open
+    }
+
+    fn gauge(&self) -> Gauge {
+        gauge!(
+            "fieldpost_connections_open",
+            "protocol" => self.protocol,
+            "transport" => self.transport
+        )
     }
 }
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        self.0.decrement(1);
+        self.gauge().decrement(1);
     }
 }
 

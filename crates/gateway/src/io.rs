@@ -22,8 +22,14 @@ thread_local! {
 /// What a read brought.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Input<R> {
-    /// Bytes, and what the caller made of them.
-    Bytes(R),
+    /// Bytes.
+    Bytes {
+        /// What the caller made of them.
+        made: R,
+        /// The stream has no more at present, and has the caller's waker: to read again before that
+        /// is called is of no use.
+        is_all: bool,
+    },
     /// The peer will send nothing more.
     End,
 }
@@ -48,34 +54,43 @@ where
         .unwrap_or_else(|| vec![0; SCRATCH_BYTES].into());
     let room = bytes_max.clamp(1, SCRATCH_BYTES);
     let read = poll_fill(stream, cx, scratch.get_mut(..room).unwrap_or_default());
-    let result = read.map_ok(|count| match scratch.get(..count) {
+    let result = read.map_ok(|(count, is_all)| match scratch.get(..count) {
         None | Some([]) => Input::End,
-        Some(bytes) => Input::Bytes(consume(bytes)),
+        Some(bytes) => Input::Bytes {
+            made: consume(bytes),
+            is_all,
+        },
     });
     SCRATCH.set(Some(scratch));
     result
 }
 
 /// Fills `scratch` as far as the stream gives bytes without waiting. TLS hands out one record at a
-/// time, and what arrives together should be submitted together.
+/// time, and what arrives together should be submitted together. Gives the bytes, and whether the
+/// stream has no more at present.
 fn poll_fill<S: AsyncRead + Unpin>(
     stream: &mut S,
     cx: &mut Context<'_>,
     scratch: &mut [u8],
-) -> Poll<io::Result<usize>> {
+) -> Poll<io::Result<(usize, bool)>> {
     let mut buffer = ReadBuf::new(scratch);
+    let mut is_all = false;
     while buffer.remaining() > 0 {
         let before = buffer.filled().len();
         match Pin::new(&mut *stream).poll_read(cx, &mut buffer) {
             Poll::Ready(Ok(())) if buffer.filled().len() == before => break,
             Poll::Ready(Ok(())) => {}
-            // What was read counts; the error or the end shows itself again at the next read.
-            _ if before > 0 => break,
+            Poll::Pending if before == 0 => return Poll::Pending,
+            Poll::Pending => {
+                is_all = true;
+                break;
+            }
+            // What was read counts; the error shows itself again at the next read.
+            Poll::Ready(Err(_)) if before > 0 => break,
             Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-            Poll::Pending => return Poll::Pending,
         }
     }
-    Poll::Ready(Ok(buffer.filled().len()))
+    Poll::Ready(Ok((buffer.filled().len(), is_all)))
 }
 
 /// Writes and flushes all of `output`, which reports what was written by `advance`.
@@ -162,6 +177,15 @@ impl IncompleteBudget {
         self.bytes.load(Ordering::Relaxed)
     }
 
+    /// Wakes the tasks of all connections, for something that they find elsewhere.
+    pub(crate) fn wake_all(&self) {
+        let members: Vec<_> = {
+            let members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+            members.iter().filter_map(Weak::upgrade).collect()
+        };
+        members.iter().for_each(|member| member.waker.wake());
+    }
+
     fn evict_oldest(&self) {
         let members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
         while self.bytes() > self.bytes_max {
@@ -191,6 +215,9 @@ impl IncompleteShare {
         if member.evicted.load(Ordering::Acquire) {
             return;
         }
+        if bytes == 0 && member.bytes.load(Ordering::Relaxed) == 0 {
+            return;
+        }
         let before = member.bytes.swap(bytes, Ordering::Relaxed);
         if before == 0 || fresh {
             let micros = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
@@ -209,7 +236,8 @@ impl IncompleteShare {
         }
     }
 
-    /// Ready when this connection must close to make room.
+    /// Ready when this connection must close to make room. Leaves a waker that
+    /// [`IncompleteBudget::wake_all`] wakes as well.
     pub fn poll_evicted(&self, cx: &mut Context<'_>) -> Poll<()> {
         if self.member.evicted.load(Ordering::Acquire) {
             return Poll::Ready(());
@@ -248,7 +276,11 @@ mod tests {
             let input =
                 poll_fn(|cx| poll_read_scratch_up_to(&mut near, cx, usize::MAX, <[u8]>::len)).await;
             match input.unwrap() {
-                Input::Bytes(length) => lengths.push(length),
+                Input::Bytes { made, is_all } => {
+                    // The end is yet to be seen.
+                    assert!(!is_all);
+                    lengths.push(made);
+                }
                 Input::End => break,
             }
         }

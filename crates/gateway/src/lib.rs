@@ -27,7 +27,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use fieldpost_hub::Hub;
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 pub use context::{ConnectionContext, Transport};
@@ -35,8 +34,7 @@ pub use listen::limits::GatewayLimits;
 pub use listen::tls::{TlsError, TlsIdentity};
 pub use listen::{Listener, ListenerKind};
 
-use context::Shared;
-use io::IncompleteBudget;
+use context::{Drain, Shared};
 use listen::limits::Admissions;
 use listen::tls::TlsSettings;
 
@@ -45,7 +43,7 @@ use listen::tls::TlsSettings;
 /// Dropping it ends all connections at once; [`drain`](Self::drain) does it in order.
 #[derive(Debug)]
 pub struct Gateway {
-    drain: watch::Sender<bool>,
+    drain: Drain,
     listeners: JoinSet<()>,
     addresses: Vec<(ListenerKind, SocketAddr)>,
 }
@@ -81,13 +79,7 @@ impl Gateway {
     ) -> Result<Self, StartError> {
         let tls = Arc::new(TlsSettings::new(tls)?);
         let admissions = Admissions::new(&limits, listeners.len());
-        let (drain, draining) = watch::channel(false);
-        let shared = Shared {
-            hub: hub.clone(),
-            incomplete: IncompleteBudget::new(limits.incomplete_bytes_max),
-            limits: Arc::new(limits),
-            drain: draining,
-        };
+        let (shared, drain) = Shared::new(hub.clone(), limits);
         let routes = http::Routes::new(hub, Arc::clone(&shared.limits));
         let mut ready = Vec::with_capacity(listeners.len());
         let mut addresses = Vec::with_capacity(listeners.len());
@@ -124,7 +116,7 @@ impl Gateway {
     /// Stops accepting, asks every session to end, and returns when all have, or when
     /// [`GatewayLimits::drain`] is over and the rest was cut off.
     pub async fn drain(mut self) {
-        self.drain.send_replace(true);
+        self.drain.begin();
         while self.listeners.join_next().await.is_some() {}
     }
 }

@@ -4,22 +4,19 @@
 //! count of connections that nobody has authenticated on are left out.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use fieldpost_hub::Hub;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::watch;
 
-use crate::context::{Shared, Transport};
-use crate::io::IncompleteBudget;
-use crate::listen::{serve_amqp, serve_mqtt};
+use crate::context::{Drain, Shared, Transport};
+use crate::listen::{ListenerKind, serve_amqp, serve_mqtt};
 use crate::{ConnectionContext, GatewayLimits};
 
 /// Serves streams, each in the future that the caller drives.
 pub struct Streams {
     shared: Shared,
-    drain: watch::Sender<bool>,
+    drain: Drain,
     /// Peers are told the number of a connection. Here it does not depend on what else this process
     /// serves.
     last_conn_id: AtomicU64,
@@ -29,13 +26,7 @@ impl Streams {
     /// A gateway to `hub`.
     #[must_use]
     pub fn new(hub: Hub, limits: GatewayLimits) -> Self {
-        let (drain, draining) = watch::channel(false);
-        let shared = Shared {
-            hub,
-            incomplete: IncompleteBudget::new(limits.incomplete_bytes_max),
-            limits: Arc::new(limits),
-            drain: draining,
-        };
+        let (shared, drain) = Shared::new(hub, limits);
         Self {
             shared,
             drain,
@@ -61,14 +52,16 @@ impl Streams {
 
     /// Asks every session to end.
     pub fn drain(&self) {
-        self.drain.send_replace(true);
+        self.drain.begin();
     }
 
     fn connection(&self, peer: SocketAddr) -> ConnectionContext {
         let local = SocketAddr::from(([127, 0, 0, 1], 0));
         ConnectionContext {
             conn_id: self.last_conn_id.fetch_add(1, Ordering::Relaxed) + 1,
-            ..self.shared.connection(peer, local, Transport::Plain, None)
+            ..self
+                .shared
+                .connection(ListenerKind::Mqtt, peer, local, Transport::Plain, None)
         }
     }
 }

@@ -108,7 +108,7 @@ pub struct AckTicket(u64);
 /// unacknowledged publish of either side, and the output; nothing of these while idle.
 #[derive(Debug)]
 pub struct ServerConnection {
-    options: ServerOptions,
+    options: LastingOptions,
     state: State,
     assembler: Assembler,
     output: Output,
@@ -120,6 +120,15 @@ pub struct ServerConnection {
     partial_since: Option<Duration>,
     /// Packet ids of what this side has sent.
     sent: PacketIds,
+}
+
+/// Those of the [`ServerOptions`] that are asked for again after the start.
+#[derive(Debug, Clone, Copy)]
+struct LastingOptions {
+    packet_length_max: u32,
+    silence_max: Duration,
+    wildcards_in_topics: bool,
+    deliveries_max: u16,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,7 +152,12 @@ impl ServerConnection {
     #[must_use]
     pub fn new(options: ServerOptions, now: Duration) -> Self {
         Self {
-            options,
+            options: LastingOptions {
+                packet_length_max: options.packet_length_max,
+                silence_max: options.silence_max,
+                wildcards_in_topics: options.wildcards_in_topics,
+                deliveries_max: options.deliveries_max,
+            },
             state: State::AwaitingConnect {
                 deadline: now.saturating_add(options.connect_timeout),
             },
@@ -568,7 +582,7 @@ fn close(state: &mut State, violation: Violation) -> Violation {
 
 fn decide(
     connect: &Connect<'_>,
-    options: &ServerOptions,
+    options: &LastingOptions,
     state: &mut State,
     output: &mut Output,
 ) -> Result<(), Violation> {
@@ -590,7 +604,7 @@ fn decide(
 
 fn queue_ack(
     publish: &Publish<'_>,
-    options: &ServerOptions,
+    options: &LastingOptions,
     unacknowledged: &mut VecDeque<PacketId>,
     tickets: &mut u64,
 ) -> Result<Option<AckTicket>, Violation> {

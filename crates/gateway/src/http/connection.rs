@@ -121,7 +121,7 @@ where
         let mut connection = pin!(connection);
         let mut drain = pin!(context.draining());
         let mut draining = false;
-        let mut alarm = Alarm::new(Arc::clone(&timer));
+        let mut alarm = Alarm::default();
         poll_fn(|cx| {
             if !draining && drain.as_mut().poll(cx).is_ready() {
                 draining = true;
@@ -133,7 +133,7 @@ where
             if activity.authenticated.load(Ordering::Relaxed) {
                 context.authenticated();
             }
-            alarm.poll(cx, activity.due(&limits)).map(|()| None)
+            alarm.poll(cx, &timer, activity.due(&limits)).map(|()| None)
         })
         .await
     };

@@ -15,13 +15,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fieldpost_hub::clock::Timer;
+use futures_util::future::Either;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use tracing::{Instrument, debug, info, info_span, warn};
+use tracing::{Instrument, debug, info, warn};
 
 use crate::clock::within;
 use crate::context::{ConnectionContext, Shared, Transport};
@@ -208,102 +209,144 @@ impl Acceptor {
             ListenerKind::Mqtt | ListenerKind::Http => Transport::Plain,
         };
         let shared = &self.service.shared;
-        let context = shared.connection(peer, local, over, Some(admission));
-        let kind = self.service.kind;
-        let span = info_span!(
-            "connection",
-            conn_id = context.conn_id,
-            listener = %kind,
-            %peer,
-            device_id = tracing::field::Empty,
-        );
+        let context = shared.connection(self.service.kind, peer, local, over, Some(admission));
         let service = self.service.clone();
         // A task of its own type per kind: an MQTT connection does not pay for HTTP's state.
-        match kind {
-            ListenerKind::Mqtts => {
-                connections.spawn(service.mqtts(stream, context).instrument(span))
-            }
-            ListenerKind::Amqps => {
-                connections.spawn(service.amqps(stream, context).instrument(span))
-            }
-            ListenerKind::Https => {
-                connections.spawn(service.https(stream, context).instrument(span))
-            }
-            ListenerKind::Mqtt => connections.spawn(serve_mqtt(stream, context).instrument(span)),
-            ListenerKind::Amqp => connections.spawn(serve_amqp(stream, context).instrument(span)),
-            ListenerKind::Http => connections.spawn(service.http(stream, context).instrument(span)),
+        match self.service.kind {
+            ListenerKind::Mqtts => connections.spawn(service.mqtts(stream, context)),
+            ListenerKind::Amqps => connections.spawn(service.amqps(stream, context)),
+            ListenerKind::Https => connections.spawn(service.https(stream, context)),
+            ListenerKind::Mqtt => connections.spawn(serve_mqtt(stream, context)),
+            ListenerKind::Amqp => connections.spawn(serve_amqp(stream, context)),
+            ListenerKind::Http => connections.spawn(service.http(stream, context)),
         };
     }
 }
 
+// A future keeps a place for whatever it was given and for whatever it passes on. So each of these is
+// an allocation that goes when its part of the connection is over, and what is left is small.
 impl Service {
-    async fn mqtts(self, stream: TcpStream, mut context: ConnectionContext) {
-        let config = Arc::clone(&self.tls.raw);
-        // The gateway's handles are not kept over the connection's life.
-        drop(self);
-        if let Some(stream) = handshake(stream, config, &mut context).await {
-            serve_mqtt(stream, context).await;
+    fn mqtts(
+        self,
+        stream: TcpStream,
+        context: ConnectionContext,
+    ) -> impl Future<Output = ()> + Send {
+        let ready = Box::pin(handshake(stream, Arc::clone(&self.tls.raw), context));
+        async move {
+            let serving = ready.await.map(|ready| serve_mqtt(ready.0, ready.1));
+            if let Some(serving) = serving {
+                serving.await;
+            }
         }
     }
 
-    async fn amqps(self, stream: TcpStream, mut context: ConnectionContext) {
-        let config = Arc::clone(&self.tls.raw);
-        drop(self);
-        if let Some(stream) = handshake(stream, config, &mut context).await {
-            serve_amqp(stream, context).await;
+    fn amqps(
+        self,
+        stream: TcpStream,
+        context: ConnectionContext,
+    ) -> impl Future<Output = ()> + Send {
+        let ready = Box::pin(handshake(stream, Arc::clone(&self.tls.raw), context));
+        async move {
+            let serving = ready.await.map(|ready| serve_amqp(ready.0, ready.1));
+            if let Some(serving) = serving {
+                serving.await;
+            }
         }
     }
 
-    async fn https(self, stream: TcpStream, mut context: ConnectionContext) {
-        let config = Arc::clone(&self.tls.https);
-        if let Some(stream) = handshake(stream, config, &mut context).await {
-            self.http(stream, context).await;
+    fn https(
+        self,
+        stream: TcpStream,
+        context: ConnectionContext,
+    ) -> impl Future<Output = ()> + Send {
+        let ready = Box::pin(handshake(stream, Arc::clone(&self.tls.https), context));
+        async move {
+            let serving = ready.await.map(|ready| self.http(ready.0, ready.1));
+            if let Some(serving) = serving {
+                serving.await;
+            }
         }
     }
 
-    async fn http<S>(self, stream: S, mut context: ConnectionContext)
+    fn http<S>(self, stream: S, mut context: ConnectionContext) -> impl Future<Output = ()> + Send
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let open = OpenConnection::count("http", context.over.as_str());
-        // Boxed, so that a WebSocket connection lets go of HTTP's state.
-        let ended = Box::pin(connection::serve(stream, &mut context, self.routes)).await;
-        drop(open);
-        let Ended::Upgraded {
-            stream,
-            early,
-            subprotocol,
-        } = ended
-        else {
-            return;
+        let span = context.span(None);
+        let upgraded = async move {
+            let _open = OpenConnection::count("http", context.over.as_str());
+            match connection::serve(stream, &mut context, self.routes).await {
+                Ended::Upgraded {
+                    stream,
+                    early,
+                    subprotocol,
+                } => {
+                    context.over = Transport::WebSocket;
+                    let stream = WebSocketBytes::new(stream, early, Arc::clone(context.timer()));
+                    Some((stream, context, subprotocol))
+                }
+                _ => None,
+            }
         };
-        context.over = Transport::WebSocket;
-        let stream = WebSocketBytes::new(stream, early, Arc::clone(context.timer()));
-        match subprotocol {
-            Subprotocol::Mqtt => serve_mqtt(stream, context).await,
-            Subprotocol::Amqp => serve_amqp(stream, context).await,
+        let upgraded = Box::pin(upgraded.instrument(span));
+        async move {
+            let serving = upgraded
+                .await
+                .map(|(stream, context, subprotocol)| match subprotocol {
+                    Subprotocol::Mqtt => Either::Left(serve_mqtt(stream, context)),
+                    Subprotocol::Amqp => Either::Right(serve_amqp(stream, context)),
+                });
+            if let Some(serving) = serving {
+                serving.await;
+            }
         }
     }
 }
 
-pub(crate) async fn serve_mqtt<S>(stream: S, context: ConnectionContext)
+pub(crate) fn serve_mqtt<S>(
+    stream: S,
+    context: ConnectionContext,
+) -> impl Future<Output = ()> + Send
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let _open = OpenConnection::count("mqtt", context.over.as_str());
-    session::mqtt::serve(stream, context).await;
+    let open = OpenConnection::count("mqtt", context.over.as_str());
+    let served = session::mqtt::serve(stream, context);
+    async move {
+        let _open = open;
+        served.await;
+    }
 }
 
-pub(crate) async fn serve_amqp<S>(stream: S, context: ConnectionContext)
+pub(crate) fn serve_amqp<S>(
+    stream: S,
+    context: ConnectionContext,
+) -> impl Future<Output = ()> + Send
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let _open = OpenConnection::count("amqp", context.over.as_str());
-    session::amqp::serve(stream, context).await;
+    let open = OpenConnection::count("amqp", context.over.as_str());
+    let span = context.span(None);
+    let served = Box::pin(session::amqp::serve(stream, context));
+    let served = async move {
+        let _open = open;
+        served.await;
+    };
+    served.instrument(span)
 }
 
 /// Ends TLS; `None` when the client could not, took too long, or the gateway is being drained.
 async fn handshake(
+    stream: TcpStream,
+    config: Arc<ServerConfig>,
+    mut context: ConnectionContext,
+) -> Option<(Box<TlsStream<TcpStream>>, ConnectionContext)> {
+    let span = context.span(None);
+    let stream = end_tls(stream, config, &mut context).instrument(span).await;
+    stream.map(|stream| (stream, context))
+}
+
+async fn end_tls(
     stream: TcpStream,
     config: Arc<ServerConfig>,
     context: &mut ConnectionContext,

@@ -89,7 +89,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocketBytes<S> {
             ended: false,
             output: BytesMut::new(),
             close_sent: false,
-            ping: Alarm::new(Arc::clone(&timer)),
+            ping: Alarm::default(),
             ping_due: timer.monotonic().saturating_add(PING_INTERVAL),
             timer,
         }
@@ -266,7 +266,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocketBytes<S> {
     }
 
     fn poll_ping(&mut self, cx: &mut Context<'_>) {
-        while self.ping.poll(cx, Some(self.ping_due)).is_ready() {
+        while self
+            .ping
+            .poll(cx, &self.timer, Some(self.ping_due))
+            .is_ready()
+        {
             self.ping_due = self.timer.monotonic().saturating_add(PING_INTERVAL);
             if !self.close_sent && self.output.is_empty() {
                 self.queue(Frame::ping(Bytes::new()));

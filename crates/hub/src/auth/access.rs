@@ -8,7 +8,7 @@ use super::scope::Scope;
 use super::token::{SasToken, parse_sas};
 use super::{AuthError, Denial, DevicePrincipal, Grant};
 use crate::clock::Timer;
-use crate::identity::{Authentication, DeviceStatus, Registry};
+use crate::identity::{Authentication, Device, DeviceStatus, Registry};
 use crate::names::HostNames;
 use crate::policies::{Policies, Policy, Rights, SetKeysError};
 use crate::secrets::Secret;
@@ -240,7 +240,7 @@ impl Access {
             return Err(Denial::WrongSignature.into());
         }
         Ok(DevicePrincipal {
-            identity: identity.clone(),
+            identity: shared(identity, &device),
             generation_id: Arc::clone(&device.generation_id),
             stamp: AuthStamp {
                 scope: AuthScope::Device,
@@ -264,7 +264,7 @@ impl Access {
         }
         let device = self.enabled_device(identity).await?;
         Ok(DevicePrincipal {
-            identity: identity.clone(),
+            identity: shared(identity, &device),
             generation_id: Arc::clone(&device.generation_id),
             stamp: AuthStamp {
                 scope: AuthScope::Hub,
@@ -275,10 +275,7 @@ impl Access {
         })
     }
 
-    async fn enabled_device(
-        &self,
-        identity: &Identity,
-    ) -> Result<Arc<crate::identity::Device>, AuthError> {
+    async fn enabled_device(&self, identity: &Identity) -> Result<Arc<Device>, AuthError> {
         // The registry holds devices alone, so that no module is known.
         if identity.module.is_some() {
             return Err(Denial::UnknownIdentity.into());
@@ -322,6 +319,15 @@ impl Access {
             scope,
             names: Arc::clone(&self.names),
         })
+    }
+}
+
+/// The identity, with the text of the id that the registry keeps anyway: an idle connection has no
+/// copy of its own.
+fn shared(identity: &Identity, device: &Device) -> Identity {
+    Identity {
+        device: device.device_id.clone(),
+        module: identity.module.clone(),
     }
 }
 

@@ -62,7 +62,9 @@ pub(super) struct Owner {
 
 /// Queues in memory. Every message looks here several times, and names are those of registered
 /// devices, so that a hash with a seed is enough and a cryptographic one is not needed.
-type Queues = HashMap<QueueName, Owned, foldhash::quality::RandomState>;
+///
+/// Boxed: a table has more places than it has queues, and every connected device may have a queue.
+type Queues = HashMap<QueueName, Box<Owned>, foldhash::quality::RandomState>;
 
 struct Batch {
     answer: Answer<Result<Vec<OperationResult>, StoreError>>,
@@ -218,6 +220,8 @@ impl Owner {
             } => {
                 let owned = self.owned(&queue);
                 inbox.expect(owned.queue.attach(id, epoch, is_timed, resume));
+                // Hardly any queue ever has two.
+                owned.inboxes.reserve_exact(1);
                 owned.inboxes.push((id, inbox));
             }
             Command::Window { queue, id, window } => {
@@ -737,18 +741,9 @@ fn look_up<'a>(
     shared: &Arc<Shared>,
     named: &Arc<Named>,
 ) -> &'a mut Owned {
-    let owned = queues.entry(named.name.clone()).or_insert_with(|| Owned {
-        named: Arc::clone(named),
-        queue: Queue::new(),
-        charge: Charge::new(&shared.held, 0),
-        starved: 0,
-        inboxes: Vec::new(),
-        asking: Vec::new(),
-        requests: HashMap::new(),
-        settlements: HashMap::new(),
-        is_touched: false,
-        rest: 0,
-    });
+    let owned = queues
+        .entry(named.name.clone())
+        .or_insert_with(|| Box::new(Owned::new(named, Charge::new(&shared.held, 0))));
     if !std::mem::replace(&mut owned.is_touched, true) {
         out.touched.push(named.name.clone());
     }

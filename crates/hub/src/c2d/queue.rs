@@ -7,7 +7,7 @@
 mod effect;
 mod entries;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -39,7 +39,7 @@ pub(super) struct Queue {
     /// On their way out of the store.
     settling: BTreeSet<u64>,
     /// Deliveries that have ended, of messages that are still there.
-    past: HashMap<u64, Attempts>,
+    past: BTreeMap<u64, Attempts>,
     receivers: Vec<Attached>,
     /// Whose turn it is among the receivers.
     turn: usize,
@@ -90,7 +90,7 @@ impl Queue {
         Self {
             entries: Entries::default(),
             settling: BTreeSet::new(),
-            past: HashMap::new(),
+            past: BTreeMap::new(),
             receivers: Vec::new(),
             turn: 0,
             requests: VecDeque::new(),
@@ -125,6 +125,8 @@ impl Queue {
             VecDeque::new()
         };
         let tags = again.iter().map(|(_, tag)| *tag).collect();
+        // Hardly any queue ever has two, and every device that is there has one.
+        self.receivers.reserve_exact(1);
         self.receivers.push(Attached {
             id,
             epoch,

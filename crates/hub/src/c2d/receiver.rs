@@ -1,6 +1,6 @@
 //! Receiving: deliveries, locks and settlements as a connection or a request sees them.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -74,7 +74,7 @@ pub struct Receiver {
     id: ReceiverId,
     inbox: Arc<Inbox>,
     /// The lock of each delivery that was taken and not settled.
-    held: HashMap<u64, LockToken>,
+    held: BTreeMap<u64, LockToken>,
     window: u32,
     epoch: u64,
     /// How often the end was asked for.
@@ -172,7 +172,7 @@ impl Receiver {
             queue,
             id,
             inbox,
-            held: HashMap::new(),
+            held: BTreeMap::new(),
             window: 0,
             epoch,
             asked: 0,

@@ -60,8 +60,19 @@ impl Budget {
         }
     }
 
-    /// Ready when `turn` has [`READ_RESERVATION`] bytes of the budget; they are then the caller's
-    /// to exchange or give back. Whoever asked first is served first.
+    /// Takes [`READ_RESERVATION`] bytes for somebody who does not wait, if there are any and nobody
+    /// does; they are then the caller's to exchange or give back.
+    pub(super) fn try_take(&self) -> bool {
+        let mut state = self.lock();
+        let may_take = state.queue.is_empty() && state.has_room(self.limit);
+        if may_take {
+            state.used += READ_RESERVATION;
+        }
+        may_take
+    }
+
+    /// Ready when `turn` has [`READ_RESERVATION`] bytes of the budget, as
+    /// [`try_take`](Self::try_take) takes them. Whoever asked first is served first.
     pub(super) fn poll_take(&self, turn: &Arc<Turn>, cx: &Context<'_>) -> Poll<()> {
         turn.register(cx);
         let mut state = self.lock();

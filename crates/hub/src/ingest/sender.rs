@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use fieldpost_model::limits::D2C_MESSAGE_BYTES_MAX;
-use fieldpost_model::{AuthStamp, DeviceMessage, Identity};
+use fieldpost_model::{AuthStamp, DeviceMessage, Identity, Timestamp};
 use fieldpost_record::{Envelope, Source};
 use fieldpost_store::log::{Appender, Batch, BatchBuilder};
 use fieldpost_store::{HealthLevel, StoreError};
@@ -34,6 +34,8 @@ pub struct Sender {
     stamp: AuthStamp,
     model_id: Option<Arc<str>>,
     open: BatchBuilder,
+    /// The time of acceptance of what is in `open`.
+    accepted: Timestamp,
     appender: Appender,
     /// Submitted and not yet durable, oldest first; the numbers are consecutive.
     in_flight: VecDeque<InFlight>,
@@ -42,7 +44,8 @@ pub struct Sender {
     /// Submitted by the caller and not taken by a log that is nearly full, oldest first; these are
     /// the last ones of `in_flight`.
     refused: VecDeque<Batch>,
-    turn: Arc<Turn>,
+    /// Made when it first has to wait, which most never do.
+    turn: Option<Arc<Turn>>,
     is_reserved: bool,
     held_since: Option<Duration>,
 }
@@ -67,12 +70,13 @@ impl Sender {
             stamp: principal.stamp,
             model_id: None,
             open: BatchBuilder::new(principal.partition),
+            accepted: Timestamp::NEVER,
             appender: Appender::new(Arc::clone(&ingest.log)),
             in_flight: VecDeque::new(),
             messages_in_flight: 0,
             bytes_in_flight: 0,
             refused: VecDeque::new(),
-            turn: Arc::default(),
+            turn: None,
             is_reserved: false,
             held_since: None,
             ingest,
@@ -96,7 +100,7 @@ impl Sender {
         if !self.refused.is_empty() || !self.has_room() {
             return Poll::Pending;
         }
-        if self.ingest.budget.poll_take(&self.turn, cx).is_ready() {
+        if self.poll_budget(cx).is_ready() {
             self.is_reserved = true;
             self.held_since = None;
             return Poll::Ready(());
@@ -133,9 +137,8 @@ impl Sender {
     /// that will not read for a while, for reasons of its own; otherwise its turn would lie idle.
     pub fn withdraw(&mut self) {
         self.unreserve();
-        if self.turn.is_taken() {
-            self.ingest.budget.leave(&self.turn);
-            self.turn = Arc::default();
+        if let Some(turn) = self.turn.take_if(|turn| turn.is_taken()) {
+            self.ingest.budget.leave(&turn);
         }
     }
 
@@ -151,7 +154,8 @@ impl Sender {
     }
 
     /// Accepts a message: stamps it and puts it at the end of the open batch. The time of
-    /// acceptance is now. It is on its way only after [`Sender::submit`].
+    /// acceptance is now for the first of a batch, and the same for all that follow it. It is on its
+    /// way only after [`Sender::submit`].
     ///
     /// # Errors
     /// When it is too large; the batch is as it was.
@@ -172,9 +176,12 @@ impl Sender {
                 max: D2C_MESSAGE_BYTES_MAX,
             });
         }
+        if self.open.count() == 0 {
+            self.accepted = self.ingest.timer.now();
+        }
         let envelope = Envelope {
             source: Source::Telemetry,
-            accepted: self.ingest.timer.now(),
+            accepted: self.accepted,
             auth: self.stamp,
             device_id: self.identity.device.as_str(),
             module_id: self.identity.module.as_ref().map(|module| module.as_str()),
@@ -224,7 +231,8 @@ impl Sender {
     }
 
     /// Ready when more batches are durable than were last reported; gives the highest number. All
-    /// up to that may be acknowledged.
+    /// up to that may be acknowledged. Before the first batch it leaves no waker behind, so that it is
+    /// to be called again after that.
     ///
     /// # Errors
     /// When no further batch will become durable. None of those in flight may be acknowledged.
@@ -274,6 +282,15 @@ impl Sender {
             .map_or(Hold::None, |since| Hold::Held { since })
     }
 
+    fn poll_budget(&mut self, cx: &Context<'_>) -> Poll<()> {
+        let budget = &self.ingest.budget;
+        match &self.turn {
+            Some(turn) if turn.is_taken() => budget.poll_take(turn, cx),
+            _ if budget.try_take() => Poll::Ready(()),
+            _ => budget.poll_take(self.turn.get_or_insert_default(), cx),
+        }
+    }
+
     /// Hands a batch to the log, or keeps it while the log is nearly full.
     fn pass_on(&mut self, batch: Batch) -> Result<(), StoreError> {
         if self.refused.is_empty() {
@@ -291,8 +308,9 @@ impl Sender {
 
     /// Hands on what the log did not take before, now or when its state changes.
     fn try_again(&mut self, cx: &Context<'_>) -> Result<(), StoreError> {
-        self.turn.register(cx);
-        self.ingest.await_change(&self.turn);
+        let turn = self.turn.get_or_insert_default();
+        turn.register(cx);
+        self.ingest.await_change(turn);
         while let Some(batch) = self.refused.front() {
             match self.appender.submit(batch.clone()) {
                 Ok(_) => self.refused.pop_front(),
@@ -301,7 +319,7 @@ impl Sender {
             };
         }
         self.held_since = None;
-        self.ingest.forget_change(&self.turn);
+        self.ingest.forget_change(turn);
         Ok(())
     }
 
@@ -337,9 +355,11 @@ impl Sender {
 impl Drop for Sender {
     fn drop(&mut self) {
         self.unreserve();
-        self.ingest.budget.leave(&self.turn);
-        if !self.refused.is_empty() {
-            self.ingest.forget_change(&self.turn);
+        if let Some(turn) = &self.turn {
+            self.ingest.budget.leave(turn);
+            if !self.refused.is_empty() {
+                self.ingest.forget_change(turn);
+            }
         }
         for batch in self.refused.drain(..) {
             self.in_flight.pop_back();

@@ -23,8 +23,9 @@ pub(super) struct Shard {
 
 struct Entry {
     live: Option<Live>,
-    /// The connection that gets the place when the live one has let go.
-    waiting: Option<Waiting>,
+    /// The connection that gets the place when the live one has let go. Boxed, because it is rare and
+    /// there is an entry for every device that is connected.
+    waiting: Option<Box<Waiting>>,
     state_updated: Timestamp,
     last_activity: Timestamp,
     /// The number of the last departure; 0 while there is a session.
@@ -79,10 +80,10 @@ impl Shard {
         }
         if let Some(live) = &entry.live {
             live.cell.evict(Eviction::Replaced);
-            entry.waiting = Some(Waiting {
+            entry.waiting = Some(Box::new(Waiting {
                 live: newest,
                 ready,
-            });
+            }));
             return;
         }
         entry.live = Some(newest);

@@ -60,7 +60,8 @@ impl Completion {
 /// Dropping an appender abandons the answers and not the batches.
 pub struct Appender {
     log: Arc<dyn EventLog>,
-    completion: Arc<Completion>,
+    /// Made with the first batch: most connections never have one.
+    completion: Option<Arc<Completion>>,
     submitted: u64,
     reported: u64,
 }
@@ -71,7 +72,7 @@ impl Appender {
     pub fn new(log: Arc<dyn EventLog>) -> Self {
         Self {
             log,
-            completion: Arc::default(),
+            completion: None,
             submitted: 0,
             reported: 0,
         }
@@ -86,7 +87,7 @@ impl Appender {
         self.log.submit(Submission {
             batch,
             number,
-            completion: Arc::clone(&self.completion),
+            completion: Arc::clone(self.completion.get_or_insert_default()),
         })?;
         self.submitted = number;
         Ok(number)
@@ -104,7 +105,8 @@ impl Appender {
         self.reported
     }
 
-    /// Ready when more batches are durable than were last reported; gives the highest number.
+    /// Ready when more batches are durable than were last reported; gives the highest number. Before
+    /// the first batch it leaves no waker behind, so that it is to be called again after that.
     ///
     /// # Errors
     /// When the log failed and nothing more will become durable.
@@ -112,19 +114,23 @@ impl Appender {
         if let Some(news) = self.news() {
             return Poll::Ready(news);
         }
-        self.completion.waker.register(cx.waker());
+        let Some(completion) = &self.completion else {
+            return Poll::Pending;
+        };
+        completion.waker.register(cx.waker());
         // What happened between the look and the registration must not be missed.
         self.news().map_or(Poll::Pending, Poll::Ready)
     }
 
     fn news(&mut self) -> Option<Result<u64, StoreError>> {
-        let durable = self.completion.durable.load(Ordering::Acquire);
+        let completion = self.completion.as_ref()?;
+        let durable = completion.durable.load(Ordering::Acquire);
         if durable > self.reported {
             self.reported = durable;
             return Some(Ok(durable));
         }
         if self.submitted > durable {
-            return self.completion.failed.get().map(|error| Err(error.clone()));
+            return completion.failed.get().map(|error| Err(error.clone()));
         }
         None
     }

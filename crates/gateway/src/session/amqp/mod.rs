@@ -235,7 +235,7 @@ impl Session {
             draining: Box::pin(context.draining()),
             drained: false,
             stopping_due: None,
-            alarm: Alarm::new(Arc::clone(context.timer())),
+            alarm: Alarm::default(),
             authentication_due: Some(now.saturating_add(context.limits.amqp_authentication)),
             grants_due: None,
             held_due: None,
@@ -307,7 +307,8 @@ impl Session {
             if read || (written && (sent || freed)) {
                 continue;
             }
-            if self.alarm.poll(cx, self.deadline()).is_pending() {
+            let (timer, deadline) = (self.context.timer(), self.deadline());
+            if self.alarm.poll(cx, timer, deadline).is_pending() {
                 return Poll::Pending;
             }
         }
@@ -457,7 +458,7 @@ impl Session {
                 Poll::Pending => return Ok(Intake::Awaited),
                 Poll::Ready(Err(error)) => return Err(End::Socket(error)),
                 Poll::Ready(Ok(Input::End)) => return Err(End::PeerGone),
-                Poll::Ready(Ok(Input::Bytes(taken))) => taken,
+                Poll::Ready(Ok(Input::Bytes { made: taken, .. })) => taken,
             }
         } else {
             let taken = self.engine.feed(&self.leftover, now);

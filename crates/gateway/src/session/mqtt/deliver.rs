@@ -20,6 +20,7 @@ use fieldpost_store::StoreError;
 use metrics::counter;
 use tracing::{debug, warn};
 
+use crate::context::ConnectionContext;
 use crate::dialect::mqtt::{DeliveryName, EmptyValues, put_topic};
 use crate::quiet::RepeatLimit;
 
@@ -71,6 +72,8 @@ pub(super) struct Deliveries {
     verdicts: u64,
     /// Those that are not safe yet, with the messages that they are about.
     unsettled: VecDeque<(u64, u64)>,
+    /// The connection's number, for the log.
+    conn_id: u64,
 }
 
 struct Sent {
@@ -87,7 +90,8 @@ pub(super) struct Recipient<'a> {
     pub(super) identity: &'a Identity,
     pub(super) qos: QoS,
     pub(super) empty_values: EmptyValues,
-    /// Monotonic time, for the log.
+    /// For the log, with the monotonic time.
+    pub(super) context: &'a ConnectionContext,
     pub(super) now: Duration,
 }
 
@@ -100,6 +104,7 @@ impl Deliveries {
         first_packet_id: PacketId,
         session_persists: bool,
         verdicts: u64,
+        conn_id: u64,
     ) -> Self {
         engine.number_from(first_packet_id);
         receiver.set_window(WINDOW);
@@ -114,6 +119,7 @@ impl Deliveries {
             stopped: false,
             verdicts,
             unsettled: VecDeque::new(),
+            conn_id,
         }
     }
 
@@ -201,7 +207,7 @@ impl Deliveries {
         let command = match CommandView::parse(&delivery.message) {
             Ok(command) => command,
             Err(error) => {
-                self.give_up(delivery.sequence, recipient.now, &error);
+                self.give_up(delivery.sequence, recipient, &error);
                 return true;
             }
         };
@@ -232,17 +238,20 @@ impl Deliveries {
                 judged: false,
             }),
             Err(SendError::NotOpen | SendError::WindowFull) => return false,
-            Err(error) => self.give_up(delivery.sequence, recipient.now, &error),
+            Err(error) => self.give_up(delivery.sequence, recipient, &error),
         }
         true
     }
 
     /// Rejects a message that cannot be sent and never will be, so that it is found among the dead
     /// letters instead of coming round and round.
-    fn give_up(&mut self, sequence: u64, now: Duration, error: &dyn std::error::Error) {
+    fn give_up(&mut self, sequence: u64, recipient: Recipient<'_>, error: &dyn std::error::Error) {
         static LIMIT: RepeatLimit = RepeatLimit::new();
-        if let Some(left_out) = LIMIT.pass(now) {
-            warn!(sequence, %error, left_out, "a message that cannot be delivered was rejected");
+        if let Some(left_out) = LIMIT.pass(recipient.now) {
+            let span = recipient.context.span(Some(recipient.identity));
+            span.in_scope(|| {
+                warn!(sequence, %error, left_out, "a message that cannot be delivered was rejected");
+            });
         }
         self.settle(sequence, Settlement::Reject);
     }
@@ -252,8 +261,8 @@ impl Deliveries {
             && !receiver.settle(sequence, settlement)
         {
             debug!(
-                sequence,
-                "a message was settled that is no longer this connection's"
+                conn_id = self.conn_id,
+                sequence, "a message was settled that is no longer this connection's"
             );
         }
     }
@@ -323,7 +332,10 @@ impl Deliveries {
             match settled {
                 Ok(()) => {}
                 Err(SettleError::LockLost) => {
-                    debug!(sequence, "a verdict came for a message that was gone");
+                    debug!(
+                        conn_id = self.conn_id,
+                        sequence, "a verdict came for a message that was gone"
+                    );
                     count_unmatched();
                 }
                 Err(SettleError::Store(error)) => return Err(error),

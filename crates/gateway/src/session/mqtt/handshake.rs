@@ -1,7 +1,6 @@
 //! From the first byte to CONNACK.
 
-use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -39,7 +38,7 @@ pub(super) struct Opened {
     pub(super) model_id: Option<Arc<str>>,
     /// How the client takes properties that are empty.
     pub(super) empty_values: EmptyValues,
-    pub(super) will: Option<Will>,
+    pub(super) will: Option<Box<Will>>,
     /// What came behind the CONNECT.
     pub(super) early: Vec<u8>,
 }
@@ -53,7 +52,7 @@ struct Hello {
     empty_values: EmptyValues,
     clean_session: bool,
     /// `Err` when there is one for a topic that is not the client's own.
-    will: Result<Option<Will>, Ending>,
+    will: Result<Option<Box<Will>>, Ending>,
 }
 
 /// Reads CONNECT, decides, and answers.
@@ -78,7 +77,6 @@ where
             engine.accept(session_present, context.monotonic());
             context.authenticated();
             let identity = &opened.principal.identity;
-            tracing::Span::current().record("device_id", tracing::field::display(identity));
             debug!(device_id = %identity, session_present, "MQTT client connected");
             Ok(opened)
         }
@@ -108,16 +106,15 @@ async fn read_connect<S>(
 where
     S: AsyncRead + Unpin,
 {
-    let mut drain = pin!(context.draining());
-    let mut alarm = Alarm::new(Arc::clone(context.timer()));
+    let mut alarm = Alarm::default();
     let bytes_max = context.limits.unauthenticated_bytes_max;
     poll_fn(|cx| {
         loop {
-            if drain.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Err(Ending::Drained));
-            }
             if context.incomplete.poll_evicted(cx).is_ready() {
                 return Poll::Ready(Err(Ending::IncompleteForTooLong));
+            }
+            if context.is_draining() {
+                return Poll::Ready(Err(Ending::Drained));
             }
             let now = context.monotonic();
             let read = poll_read_scratch_up_to(stream, cx, bytes_max, |mut input| {
@@ -129,22 +126,27 @@ where
                 Ok(Some((hello, input.to_vec())))
             });
             match read {
-                Poll::Ready(Ok(Input::Bytes(Ok(Some(first))))) => {
+                Poll::Ready(Ok(Input::Bytes {
+                    made: Ok(Some(first)),
+                    ..
+                })) => {
                     context.incomplete.hold(0, true, now);
                     return Poll::Ready(Ok(first));
                 }
-                Poll::Ready(Ok(Input::Bytes(Ok(None)))) => {
+                Poll::Ready(Ok(Input::Bytes { made: Ok(None), .. })) => {
                     context
                         .incomplete
                         .hold(engine.incomplete_bytes(), false, now);
                     continue;
                 }
-                Poll::Ready(Ok(Input::Bytes(Err(ending)))) => return Poll::Ready(Err(ending)),
+                Poll::Ready(Ok(Input::Bytes {
+                    made: Err(ending), ..
+                })) => return Poll::Ready(Err(ending)),
                 Poll::Ready(Ok(Input::End)) => return Poll::Ready(Err(Ending::Closed)),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
                 Poll::Pending => {}
             }
-            std::task::ready!(alarm.poll(cx, engine.deadline()));
+            std::task::ready!(alarm.poll(cx, context.timer(), engine.deadline()));
             if let Err(timeout) = engine.tick(context.monotonic()) {
                 return Poll::Ready(Err(Ending::Silent(timeout)));
             }
@@ -167,7 +169,7 @@ fn hello(connect: &Connect<'_>) -> Result<Hello, Refused> {
     let will = match &connect.will {
         None => Ok(None),
         Some(will) => Will::of(&name.identity, will)
-            .map(Some)
+            .map(|will| Some(Box::new(will)))
             .ok_or(Ending::ForeignWill),
     };
     Ok(Hello {
@@ -203,7 +205,10 @@ async fn decide(hello: Hello, context: &ConnectionContext) -> Result<(Opened, bo
     // From here on an older connection of the same identity is gone.
     let mut session = hub
         .presence()
-        .connect(hello.identity, Arc::clone(&principal.generation_id))
+        .connect(
+            principal.identity.clone(),
+            Arc::clone(&principal.generation_id),
+        )
         .await;
     // Whoever has lost the place already must not touch what is stored for its next holder.
     check_standing(&mut session)?;

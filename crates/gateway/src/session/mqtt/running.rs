@@ -1,38 +1,36 @@
 //! An open connection: reads, submits, acknowledges what is durable, until something ends it.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Buf;
+use fieldpost_hub::auth::DevicePrincipal;
 use fieldpost_hub::c2d::Settlement;
 use fieldpost_hub::ingest::{Hold, MessageRefused, Sender, WINDOW_MESSAGES};
 use fieldpost_hub::presence::{Eviction, Session};
-use fieldpost_hub::subscriptions::{Features, QoS};
+use fieldpost_hub::subscriptions::Features;
 use fieldpost_model::limits::TOKEN_CLOCK_SKEW;
 use fieldpost_model::{DeviceMessage, Identity, Timestamp};
-use fieldpost_mqtt::{
-    AckTicket, PacketId, Publish, Qos, ServerConnection, ServerEvent, SubackCode, Subscribe,
-    Unsubscribe,
-};
+use fieldpost_mqtt::{AckTicket, PacketId, Publish, ServerConnection, ServerEvent};
 use fieldpost_store::StoreError;
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tracing::debug;
+use tracing::{Span, debug};
 
 use super::deliver::{Deliveries, Recipient, count_unmatched};
 use super::ending::Ending;
 use super::handshake::Opened;
+use super::subscribing::{Answer, Change, SubscriptionState};
 use super::twin;
 use super::will::Will;
 use crate::clock::{Alarm, within};
 use crate::context::ConnectionContext;
-use crate::dialect::mqtt::{DeliveryName, EmptyValues, Feature, Marks, Topic, decode, features};
-use crate::figures::ProtocolFigures;
+use crate::dialect::mqtt::{DeliveryName, Marks, Topic, decode};
 use crate::io::{Input, SCRATCH_BYTES, poll_read_scratch_up_to, poll_write_all};
 
 /// Answers that a client may leave unread before nothing more is read from it. Messages that it has
@@ -40,10 +38,13 @@ use crate::io::{Input, SCRATCH_BYTES, poll_read_scratch_up_to, poll_write_all};
 /// send its own first.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// A small PUBLISH. Reads are as large as the free window filled with such, and at least
-/// [`READ_BYTES_MIN`].
+/// A small PUBLISH. Reads are as large as the free window filled with such, or with packets of the
+/// client's usual size when that is more, and at least [`READ_BYTES_MIN`].
 const SMALL_PACKET_BYTES: usize = 128;
 const READ_BYTES_MIN: usize = 4 * 1024;
+
+/// How slowly the usual size of a client's packets follows that of the packets of one read.
+const USUAL_PACKET_WEIGHT: usize = 4;
 
 /// Time that a will may wait for room in the hub. A newer connection of the device waits for it.
 const WILL_WAIT_MAX: Duration = Duration::from_secs(2);
@@ -58,15 +59,15 @@ pub(super) struct Running<S> {
 struct Core {
     engine: ServerConnection,
     context: ConnectionContext,
-    identity: Identity,
+    /// Who the client is.
+    principal: DevicePrincipal,
     /// The device's messages that this connection holds, while it is subscribed to them. Goes
     /// before the session, which the device's next connection waits for.
     deliveries: Option<Box<Deliveries>>,
     session: Session,
     sender: Sender,
-    figures: ProtocolFigures,
     subscriptions: SubscriptionState,
-    will: Option<Will>,
+    will: Option<Box<Will>>,
     /// Acknowledgements that wait until something is durable, oldest first. At most one entry for
     /// each batch and each verdict in flight, which sender and delivery window bound.
     acks: VecDeque<HeldAck>,
@@ -76,6 +77,8 @@ struct Core {
     verdict: u64,
     /// Read and not worked off, because something must be answered first.
     held_input: Vec<u8>,
+    /// Bytes of the client's packets, a running mean.
+    usual_packet_bytes: usize,
     /// Nothing is read, for the store's or the window's sake.
     paused: bool,
     draining_until: Option<Duration>,
@@ -85,7 +88,6 @@ struct Core {
     /// The peer takes nothing any more. What it said before is still read.
     write_error: Option<io::Error>,
     alarm: Alarm,
-    expires: Timestamp,
     expiry_due: Duration,
 }
 
@@ -96,33 +98,11 @@ struct HeldAck {
     ticket: AckTicket,
 }
 
-struct SubscriptionState {
-    features: Features,
-    /// Whether they outlive the connection.
-    durable: bool,
-    empty_values: EmptyValues,
-    /// A change on its way to the store.
-    change: Option<Change>,
-    /// For the store.
-    principal: fieldpost_hub::auth::DevicePrincipal,
-}
-
-struct Change {
-    features: Features,
-    answer: Answer,
-    stored: BoxFuture<'static, Result<(), StoreError>>,
-}
-
-enum Answer {
-    Suback(PacketId, Vec<SubackCode>),
-    Unsuback(PacketId),
-}
-
-/// What a round of reading came to.
+/// What a round of work came to.
 enum Round {
-    /// Something was worked off.
+    /// Something was done that others have to do something about.
     Progress,
-    /// There is nothing to read, or no room for it.
+    /// Nothing more can be done at present.
     Idle,
 }
 
@@ -154,39 +134,34 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Running<S> {
         let principal = opened.principal;
         let mut sender = context.hub.ingest().sender(&principal);
         sender.set_model_id(opened.model_id);
-        let alarm = Alarm::new(Arc::clone(context.timer()));
-        // No SDK can renew its token on a live connection, and the real service lets go late.
-        let expires = principal.expires.saturating_add(TOKEN_CLOCK_SKEW);
-        let expiry_due = due(&context, expires);
+        let expiry_due = due(&context, expiry(&principal));
         Self {
             stream,
             core: Core {
                 engine,
-                identity: principal.identity.clone(),
                 deliveries: None,
                 session: opened.session,
                 sender,
-                figures: ProtocolFigures::of("mqtt"),
                 subscriptions: SubscriptionState {
                     features: opened.features,
                     durable: opened.durable,
                     empty_values: opened.empty_values,
                     change: None,
-                    principal,
                 },
+                principal,
                 will: opened.will,
                 acks: VecDeque::new(),
                 submitted: 0,
                 durable: 0,
                 verdict: 0,
                 held_input: opened.early,
+                usual_packet_bytes: SMALL_PACKET_BYTES,
                 paused: false,
                 draining_until: None,
                 unflushed: true,
                 delivery_bytes: 0,
                 write_error: None,
-                alarm,
-                expires,
+                alarm: Alarm::default(),
                 expiry_due,
                 context,
             },
@@ -194,39 +169,41 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Running<S> {
     }
 
     /// Runs until the connection ends.
-    pub(super) async fn run(&mut self) -> Ending {
-        let mut drain = pin!(self.core.context.draining());
-        poll_fn(|cx| {
-            if self.core.draining_until.is_none() && drain.as_mut().poll(cx).is_ready() {
-                let linger = self.core.context.limits.linger;
-                let until = self.core.context.monotonic().saturating_add(linger);
-                self.core.draining_until = Some(until);
-            }
-            match self.poll(cx) {
-                Poll::Ready(Err(ending)) => Poll::Ready(ending),
-                Poll::Ready(Ok(never)) => match never {},
-                Poll::Pending => Poll::Pending,
-            }
+    pub(super) fn run(&mut self) -> impl Future<Output = Ending> {
+        poll_fn(|cx| match self.poll(cx) {
+            Poll::Ready(Err(ending)) => Poll::Ready(ending),
+            Poll::Ready(Ok(never)) => match never {},
+            Poll::Pending => Poll::Pending,
         })
-        .await
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<std::convert::Infallible, Ending>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Infallible, Ending>> {
         let Self { stream, core } = self;
         loop {
-            core.look_for_ends(cx)?;
+            let now = core.context.monotonic();
+            core.look_for_ends(cx, now)?;
             core.release_acks(cx)?;
             core.finish_change(cx)?;
-            core.deliver(cx);
+            core.deliver(cx, now);
             let delivered = core.write(stream, cx);
             core.leave_when_drained()?;
-            let read = core.read(stream, cx)?;
+            let read = core.read_on(stream, cx, now)?;
             if matches!(read, Round::Progress) || matches!(delivered, Round::Progress) {
                 continue;
             }
-            std::task::ready!(core.wait(cx));
+            std::task::ready!(core.wait(cx, now));
             core.look_at_times()?;
         }
+    }
+
+    /// What log lines about the connection have in common.
+    pub(super) fn span(&self) -> Span {
+        self.core.span()
+    }
+
+    /// Logs and counts the end.
+    pub(super) fn report(&self, ending: &Ending) {
+        ending.report(self.core.context.monotonic());
     }
 
     /// Gives back what the client was sent and did not acknowledge.
@@ -248,13 +225,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Running<S> {
         }
         let timer = Arc::clone(core.context.timer());
         let room = within(&timer, WILL_WAIT_MAX, core.sender.reserve()).await;
-        let message = will.message(core.identity.module.is_some());
+        let message = will.message(core.principal.identity.module.is_some());
         let published = room.is_some()
             && core.sender.accept(&message).is_ok()
             && matches!(core.sender.submit(), Ok(Some(_)));
         if published {
-            core.figures.messages.increment(1);
-            core.figures
+            core.context.mqtt_figures.messages.increment(1);
+            core.context
+                .mqtt_figures
                 .payload_bytes
                 .increment(message.body.len() as u64);
         } else {
@@ -263,20 +241,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Running<S> {
         }
     }
 
-    /// Ends the device's session and gives the socket back.
-    pub(super) fn into_stream(self) -> S {
-        self.stream
+    /// Ends the device's session and gives the socket back, and what is known of the connection.
+    pub(super) fn into_parts(self) -> (S, ConnectionContext) {
+        (self.stream, self.core.context)
     }
 }
 
 impl Core {
-    /// Whether somebody else has ended the connection.
-    fn look_for_ends(&mut self, cx: &mut Context<'_>) -> Result<(), Ending> {
+    /// For what is logged now and then: an open connection has none that lasts.
+    fn span(&self) -> Span {
+        self.context.span(Some(&self.principal.identity))
+    }
+
+    /// Whether somebody else has ended the connection, or is about to.
+    fn look_for_ends(&mut self, cx: &mut Context<'_>, now: Duration) -> Result<(), Ending> {
         if let Poll::Ready(eviction) = self.session.poll_evicted(cx) {
             return Err(Ending::Evicted(eviction));
         }
         if self.context.incomplete.poll_evicted(cx).is_ready() {
             return Err(Ending::IncompleteForTooLong);
+        }
+        if self.draining_until.is_none() && self.context.is_draining() {
+            self.draining_until = Some(now.saturating_add(self.context.limits.linger));
         }
         Ok(())
     }
@@ -328,13 +314,14 @@ impl Core {
             Answer::Unsuback(packet_id) => self.engine.unsuback(*packet_id),
         };
         if let Err(error) = answered {
-            debug!(%error, "a subscription was not answered");
+            self.span()
+                .in_scope(|| debug!(%error, "a subscription was not answered"));
         }
         Ok(())
     }
 
     /// Sends what the hub has for the device, if the client has subscribed to that and reads.
-    fn deliver(&mut self, cx: &mut Context<'_>) {
+    fn deliver(&mut self, cx: &mut Context<'_>, now: Duration) {
         let Some(deliveries) = &mut self.deliveries else {
             return;
         };
@@ -350,10 +337,11 @@ impl Core {
             return;
         };
         let recipient = Recipient {
-            identity: &self.identity,
+            identity: &self.principal.identity,
             qos,
             empty_values: self.subscriptions.empty_values,
-            now: self.context.monotonic(),
+            context: &self.context,
+            now,
         };
         let before = self.engine.output_len();
         deliveries.send(cx, &mut self.engine, recipient);
@@ -411,7 +399,7 @@ impl Core {
 
     fn attach(&mut self) -> Deliveries {
         let c2d = self.context.hub.c2d();
-        let principal = &self.subscriptions.principal;
+        let principal = &self.principal;
         let epoch = self.session.epoch();
         let session_persists = self.subscriptions.durable;
         let receiver = if session_persists {
@@ -428,6 +416,7 @@ impl Core {
             first,
             session_persists,
             self.verdict,
+            self.context.conn_id,
         )
     }
 
@@ -440,22 +429,57 @@ impl Core {
         Ok(())
     }
 
-    /// Reads once, or works off what was read before, if there is room for what it may bring.
-    fn read<S>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Result<Round, Ending>
+    /// Reads until nothing more can be read at present, or until something came that is not only
+    /// for the log.
+    fn read_on<S>(
+        &mut self,
+        stream: &mut S,
+        cx: &mut Context<'_>,
+        now: Duration,
+    ) -> Result<Round, Ending>
     where
         S: AsyncRead + Unpin,
     {
-        let now = self.context.monotonic();
+        loop {
+            let unwritten = self.engine.output_len();
+            let Some(read) = self.read(stream, cx, now)? else {
+                return Ok(Round::Idle);
+            };
+            // The log may have taken it already, and if not, has to know whom to wake.
+            self.release_acks(cx)?;
+            if read.concerns_others
+                || self.subscriptions.change.is_some()
+                || self.engine.output_len() > unwritten
+            {
+                return Ok(Round::Progress);
+            }
+            // To try again when all was read would only cost time: the socket wakes this task.
+            if read.is_all && self.held_input.is_empty() {
+                return Ok(Round::Idle);
+            }
+        }
+    }
+
+    /// Reads once, or works off what was read before, if there is room for what it may bring.
+    fn read<S>(
+        &mut self,
+        stream: &mut S,
+        cx: &mut Context<'_>,
+        now: Duration,
+    ) -> Result<Option<Taken>, Ending>
+    where
+        S: AsyncRead + Unpin,
+    {
         // A client that does not take its answers is silent, whatever it sends meanwhile.
         if self.draining_until.is_some() || !self.is_read() {
             // Its turn at the byte budget must not lie idle meanwhile.
             self.sender.withdraw();
             self.resume(now);
-            return Ok(Round::Idle);
+            return Ok(None);
         }
         if self.subscriptions.change.is_some() {
             self.paused = true;
-            return Ok(Round::Idle);
+            return Ok(None);
         }
         if self.sender.poll_reserve(cx).is_pending() {
             self.paused = true;
@@ -463,19 +487,25 @@ impl Core {
                 let reason = "the hub takes no messages".into();
                 return Err(Ending::Store(StoreError::ReadOnly { reason }));
             }
-            return Ok(Round::Idle);
+            return Ok(None);
         }
         self.resume(now);
         if !self.held_input.is_empty() {
             let input = std::mem::take(&mut self.held_input);
-            self.work_off(&input, now)?;
-            return Ok(Round::Progress);
+            let concerns_others = self.work_off(&input, now)?;
+            return Ok(Some(Taken {
+                concerns_others,
+                is_all: false,
+            }));
         }
         let bytes_max = self.read_bytes_max();
         let read =
             poll_read_scratch_up_to(stream, cx, bytes_max, |input| self.work_off(input, now));
         match read {
-            Poll::Ready(Ok(Input::Bytes(worked_off))) => worked_off.map(|()| Round::Progress),
+            Poll::Ready(Ok(Input::Bytes { made, is_all })) => Ok(Some(Taken {
+                concerns_others: made?,
+                is_all,
+            })),
             Poll::Ready(Ok(Input::End)) => Err(match self.write_error.take() {
                 None => Ending::Closed,
                 Some(error) => error.into(),
@@ -483,7 +513,7 @@ impl Core {
             Poll::Ready(Err(error)) => Err(error.into()),
             Poll::Pending => {
                 self.sender.unreserve();
-                Ok(Round::Idle)
+                Ok(None)
             }
         }
     }
@@ -503,12 +533,14 @@ impl Core {
     /// As much as will most likely fit the window, so that what does not is left with the client.
     fn read_bytes_max(&self) -> usize {
         let messages = WINDOW_MESSAGES.saturating_sub(self.sender.in_flight());
-        (messages * SMALL_PACKET_BYTES).clamp(READ_BYTES_MIN, SCRATCH_BYTES)
+        (messages * self.usual_packet_bytes).clamp(READ_BYTES_MIN, SCRATCH_BYTES)
     }
 
-    /// Works `input` off, as far as there is room, and submits the messages in it together.
-    fn work_off(&mut self, mut input: &[u8], now: Duration) -> Result<(), Ending> {
+    /// Works `input` off, as far as there is room, and submits the messages in it together. True when
+    /// there was something in it that others have to do something about.
+    fn work_off(&mut self, mut input: &[u8], now: Duration) -> Result<bool, Ending> {
         self.session.touch(self.context.timer().now());
+        let bytes = input.len();
         let mut read = ReadSoFar::default();
         let outcome = self.take_packets(&mut input, now, &mut read);
         // What came before a breach is as good as ever.
@@ -517,7 +549,17 @@ impl Core {
         self.held_input.extend_from_slice(input);
         let held = self.engine.incomplete_bytes() + self.held_input.len();
         self.context.incomplete.hold(held, read.packets > 0, now);
-        Ok(())
+        self.note_packets(bytes - input.len(), read.packets);
+        Ok(read.concerns_others)
+    }
+
+    /// Follows the usual size of the client's packets.
+    fn note_packets(&mut self, bytes: usize, packets: usize) {
+        // Of a large packet that is still to come to its end, a part was taken in this read.
+        let mean = bytes / packets.max(1);
+        let before = self.usual_packet_bytes * (USUAL_PACKET_WEIGHT - 1);
+        self.usual_packet_bytes =
+            ((before + mean) / USUAL_PACKET_WEIGHT).clamp(SMALL_PACKET_BYTES, SCRATCH_BYTES);
     }
 
     fn take_packets(
@@ -534,9 +576,11 @@ impl Core {
             match event {
                 ServerEvent::Publish { publish, ticket } => {
                     read.ticket = ticket.or(read.ticket);
-                    let published = publish_to_hub(&self.identity, &mut self.sender, &publish)?;
+                    let published =
+                        publish_to_hub(&self.principal.identity, &mut self.sender, &publish)?;
                     match published {
                         Published::Verdict(settlement, name) => {
+                            read.concerns_others = true;
                             let deliveries = self.deliveries.as_mut();
                             match deliveries.and_then(|d| d.judge(settlement, &name)) {
                                 Some(number) => self.verdict = number,
@@ -552,16 +596,21 @@ impl Core {
                     }
                 }
                 ServerEvent::Puback { packet_id } => {
+                    read.concerns_others = true;
                     if let Some(deliveries) = &mut self.deliveries {
                         deliveries.acknowledged(packet_id);
                     }
                 }
                 ServerEvent::Subscribe(subscribe) => {
-                    let change = self.subscriptions.subscribe(&self.identity, &subscribe)?;
+                    let change = self
+                        .subscriptions
+                        .subscribe(&self.principal.identity, &subscribe)?;
                     self.start_change(change);
                 }
                 ServerEvent::Unsubscribe(unsubscribe) => {
-                    let change = self.subscriptions.unsubscribe(&self.identity, &unsubscribe);
+                    let change = self
+                        .subscriptions
+                        .unsubscribe(&self.principal.identity, &unsubscribe);
                     self.start_change(change);
                 }
                 ServerEvent::Disconnect => return Err(Ending::Disconnected),
@@ -576,8 +625,11 @@ impl Core {
     fn finish_read(&mut self, read: &ReadSoFar) -> Result<(), Ending> {
         if let Some(batch) = self.sender.submit()? {
             self.submitted = batch;
-            self.figures.messages.increment(read.messages);
-            self.figures.payload_bytes.increment(read.payload_bytes);
+            self.context.mqtt_figures.messages.increment(read.messages);
+            self.context
+                .mqtt_figures
+                .payload_bytes
+                .increment(read.payload_bytes);
         }
         let Some(ticket) = read.ticket else {
             return Ok(());
@@ -603,7 +655,8 @@ impl Core {
         }
         let (topic, body) = twin::not_supported(&self.context.hub, request_id);
         if let Err(error) = self.engine.publish_at_most_once(&topic, &body) {
-            debug!(%error, "a twin request was not answered");
+            self.span()
+                .in_scope(|| debug!(%error, "a twin request was not answered"));
         }
     }
 
@@ -611,20 +664,20 @@ impl Core {
         let state = &mut self.subscriptions;
         let stored: BoxFuture<'static, _> = if state.durable && features != state.features {
             let hub = self.context.hub.clone();
-            let principal = state.principal.clone();
+            let principal = self.principal.clone();
             Box::pin(async move { hub.subscriptions().store(&principal, features).await })
         } else {
             Box::pin(std::future::ready(Ok(())))
         };
-        state.change = Some(Change {
+        state.change = Some(Box::new(Change {
             features,
             answer,
             stored,
-        });
+        }));
     }
 
     /// Ready when the next deadline has come.
-    fn wait(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn wait(&mut self, cx: &mut Context<'_>, now: Duration) -> Poll<()> {
         // While nothing is read, the client's silence cannot be told from this side's.
         let silence = self.engine.deadline().filter(|_| !self.paused);
         let due = [
@@ -633,7 +686,8 @@ impl Core {
             self.draining_until,
             Some(self.expiry_due),
         ];
-        self.alarm.poll(cx, due.into_iter().flatten().min())
+        let (timer, due) = (self.context.timer(), due.into_iter().flatten().min());
+        self.alarm.poll_at(cx, timer, now, due)
     }
 
     /// When the connection is to be closed because the store holds its messages back.
@@ -652,10 +706,11 @@ impl Core {
         }
         if now >= self.expiry_due {
             // The wall clock decides, and it may have been set since.
-            if self.context.timer().now() >= self.expires {
+            let expiry = expiry(&self.principal);
+            if self.context.timer().now() >= expiry {
                 return Err(Ending::TokenExpired);
             }
-            self.expiry_due = due(&self.context, self.expires);
+            self.expiry_due = due(&self.context, expiry);
         }
         if self.held_until().is_some_and(|until| now >= until) {
             return Err(Ending::HeldTooLong);
@@ -667,10 +722,20 @@ impl Core {
     }
 }
 
+/// What became of a read.
+struct Taken {
+    /// It brought something that others have to do something about: what waits for delivery, or for
+    /// the client's verdict.
+    concerns_others: bool,
+    /// The socket has no more at present, and will wake this task.
+    is_all: bool,
+}
+
 /// What a read has brought so far.
 #[derive(Default)]
 struct ReadSoFar {
-    packets: u64,
+    concerns_others: bool,
+    packets: usize,
     messages: u64,
     payload_bytes: u64,
     ticket: Option<AckTicket>,
@@ -714,53 +779,10 @@ fn publish_to_hub<'a>(
     }
 }
 
-impl SubscriptionState {
-    fn subscribe(
-        &self,
-        identity: &Identity,
-        subscribe: &Subscribe<'_>,
-    ) -> Result<(Features, Answer), Ending> {
-        let mut changed = self.features;
-        let mut codes = Vec::new();
-        for (filter, asked) in subscribe.filters() {
-            // SDKs do not look at a failure code; the device would wait in silence for ever.
-            let asked_for = features(identity, filter).ok_or(Ending::ForeignFilter)?;
-            let (kept, granted) = match asked {
-                Qos::AtMostOnce => (QoS::AtMostOnce, Qos::AtMostOnce),
-                Qos::AtLeastOnce | Qos::ExactlyOnce => (QoS::AtLeastOnce, Qos::AtLeastOnce),
-            };
-            for feature in asked_for {
-                *place(&mut changed, *feature) = Some(kept);
-            }
-            codes.push(SubackCode::Granted(granted));
-        }
-        Ok((changed, Answer::Suback(subscribe.packet_id, codes)))
-    }
-
-    fn unsubscribe(
-        &self,
-        identity: &Identity,
-        unsubscribe: &Unsubscribe<'_>,
-    ) -> (Features, Answer) {
-        let mut changed = self.features;
-        for filter in unsubscribe.filters() {
-            for feature in features(identity, filter).unwrap_or_default() {
-                *place(&mut changed, *feature) = None;
-            }
-        }
-        (changed, Answer::Unsuback(unsubscribe.packet_id))
-    }
-}
-
-/// Where a feature's subscription is kept.
-fn place(features: &mut Features, feature: Feature) -> &mut Option<QoS> {
-    match feature {
-        Feature::DeviceBound => &mut features.device_bound,
-        Feature::TwinResponses => &mut features.twin_responses,
-        Feature::DesiredProperties => &mut features.desired_properties,
-        Feature::Methods => &mut features.methods,
-        Feature::Inputs => &mut features.inputs,
-    }
+/// When the connection ends with its token. No SDK can renew its token on a live connection, and the
+/// real service lets go late.
+fn expiry(principal: &DevicePrincipal) -> Timestamp {
+    principal.expires.saturating_add(TOKEN_CLOCK_SKEW)
 }
 
 /// When, in monotonic time, the wall clock will show `at` if nobody sets it.

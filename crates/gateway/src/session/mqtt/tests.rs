@@ -18,11 +18,14 @@ use fieldpost_mqtt::{
 };
 use fieldpost_store::{Health, HealthLevel};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-use tokio::sync::watch;
+use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
+use tokio_rustls::server::TlsStream;
 
+use super::deliver::Deliveries;
+use super::running::Running;
 use super::serve;
-use crate::context::{ConnectionContext, Transport};
+use crate::context::{ConnectionContext, Drain, Transport};
 use crate::testing::{TestHub, expiry, sas_token};
 
 const EVENTS: &str = "devices/dev1/messages/events/";
@@ -61,7 +64,7 @@ struct Device {
     client: ClientConnection,
     input: Vec<u8>,
     clock: Arc<ManualClock>,
-    drain: watch::Sender<bool>,
+    drain: Drain,
     task: JoinHandle<()>,
 }
 
@@ -662,7 +665,7 @@ async fn a_drain_waits_for_what_is_on_its_way() {
     let mut device = fleet.connected().await;
     let event = device.publish(EVENTS, b"one");
     device.ping().await;
-    device.drain.send_replace(true);
+    device.drain.begin();
     tokio::task::yield_now().await;
     fleet.hub.store.log.step();
     device.expect(Seen::Puback(event)).await;
@@ -708,4 +711,23 @@ async fn more_than_a_window_of_messages_flows_in_order() {
     let events = fleet.hub.events("dev1").await;
     let bodies: Vec<_> = events.into_iter().map(|event| event.body).collect();
     assert_eq!(bodies, sent);
+}
+
+/// What every idle connection costs here, and there may be tens of thousands of them: whoever lets it
+/// grow pays for each. The bounds are what they take today; the task adds some 110 bytes of its own
+/// to the future.
+#[tokio::test]
+async fn an_idle_connection_is_small() {
+    let check = |what: &str, bytes: usize, max: usize| {
+        assert!(bytes <= max, "{what}: {bytes} bytes, more than {max}");
+    };
+    let hub = TestHub::automatic().await;
+    let (context, _drain) = ConnectionContext::of_test(hub.hub.clone(), Transport::Plain);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let socket = TcpStream::connect(listener.local_addr().unwrap()).await;
+    let served = crate::listen::serve_mqtt(socket.unwrap(), context);
+    check("the future", size_of_val(&served), 144);
+    check("an open one", size_of::<Running<TcpStream>>(), 1040);
+    check("TLS", size_of::<Running<Box<TlsStream<TcpStream>>>>(), 1024);
+    check("what it holds of C2D", size_of::<Deliveries>(), 224);
 }

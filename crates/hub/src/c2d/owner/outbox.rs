@@ -44,9 +44,9 @@ pub(super) struct Owned {
     pub(super) inboxes: Vec<(ReceiverId, Arc<Inbox>)>,
     /// Who waits to hear that there is nothing more, and the number of the question.
     pub(super) asking: Vec<(ReceiverId, u64)>,
-    pub(super) requests: HashMap<RequestId, oneshot::Sender<Result<Option<Delivery>, StoreError>>>,
+    pub(super) requests: BTreeMap<RequestId, oneshot::Sender<Result<Option<Delivery>, StoreError>>>,
     /// Requests that wait for a settlement.
-    pub(super) settlements: HashMap<RequestId, oneshot::Sender<Result<(), SettleError>>>,
+    pub(super) settlements: BTreeMap<RequestId, oneshot::Sender<Result<(), SettleError>>>,
     pub(super) is_touched: bool,
     /// The number of its last rest, 0 when that is not remembered.
     pub(super) rest: u64,
@@ -193,6 +193,22 @@ pub(super) enum Timed {
 }
 
 impl Owned {
+    /// A queue of which nothing is known yet, and for which nobody waits.
+    pub(super) fn new(named: &Arc<Named>, charge: Charge) -> Self {
+        Self {
+            named: Arc::clone(named),
+            queue: Queue::new(),
+            charge,
+            starved: 0,
+            inboxes: Vec::new(),
+            asking: Vec::new(),
+            requests: BTreeMap::new(),
+            settlements: BTreeMap::new(),
+            is_touched: false,
+            rest: 0,
+        }
+    }
+
     /// Charges what is in memory now.
     pub(super) fn settle_charge(&mut self) {
         self.charge.set(self.queue.bytes());

@@ -34,7 +34,7 @@ pub(in crate::c2d) struct Now {
 pub(in crate::c2d) struct ReceiverId(pub(in crate::c2d) u64);
 
 /// A request for one message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(in crate::c2d) struct RequestId(pub(in crate::c2d) u64);
 
 /// Whom to tell when a settlement is durable.

@@ -298,7 +298,7 @@ async fn a_hub_that_stops_confirms_what_was_settled_before() {
     hub.store.queues.withhold(true);
     wire.judge(delivery, DeliveryState::Accepted, false).await;
     wire.put_token(0, "3", &hub.policy_token("service")).await;
-    wire.drain.send_replace(true);
+    wire.drain.begin();
     nudge().await;
     hub.store.queues.withhold(false);
     let answer = wire.disposition().await;

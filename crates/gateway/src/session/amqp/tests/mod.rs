@@ -426,7 +426,7 @@ async fn a_drain_detaches_the_links_and_closes() {
         .read_from("amqp.annotation.x-opt-offset > '-1'", 10)
         .await;
     let mut conditions = Vec::new();
-    peer.drain.send_replace(true);
+    peer.drain.begin();
     let closed = loop {
         match peer.event().await {
             Event::Detached {
@@ -509,7 +509,7 @@ async fn a_drain_ends_when_events_have_used_the_credit_up() {
 async fn a_hub_that_stops_does_not_wait_long_for_a_peer_to_confirm() {
     let hub = TestHub::automatic().await;
     let mut peer = Peer::with_token(&hub).await;
-    peer.drain.send_replace(true);
+    peer.drain.begin();
     while !matches!(peer.event().await, Event::Closed(Some(_))) {}
     assert!(!peer.served.is_finished());
     hub.clock.advance(STOP_LINGER);

@@ -14,11 +14,10 @@ use fieldpost_model::{AuthKind, AuthScope, AuthStamp, DeviceMessage, PartitionId
 use fieldpost_record::{Envelope, Source as EventSource, encode};
 use fieldpost_store::log::{Appender, BatchBuilder, EventLog};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::super::*;
-use crate::context::Transport;
+use crate::context::{Drain, Transport};
 use crate::testing::TestHub;
 
 /// A partition that the client reads.
@@ -31,7 +30,7 @@ pub(super) struct Peer {
     pub(super) clock: Arc<fieldpost_hub::clock::ManualClock>,
     session: SessionId,
     pub(super) served: JoinHandle<()>,
-    pub(super) drain: watch::Sender<bool>,
+    pub(super) drain: Drain,
     next_name: u32,
 }
 

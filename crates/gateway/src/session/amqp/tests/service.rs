@@ -206,7 +206,7 @@ async fn a_hub_that_stops_answers_for_what_it_has_taken_and_takes_nothing_more()
     hub.store.queues.withhold(true);
     let sent = peer.send(link, &command(TO_DEV1, |_| (), b"taken"), false);
     peer.in_step(&hub).await;
-    peer.drain.send_replace(true);
+    peer.drain.begin();
     nudge().await;
     assert!(!peer.served.is_finished());
     peer.send(link, &command(TO_DEV1, |_| (), b"too late"), false);
@@ -229,7 +229,7 @@ async fn a_hub_that_stops_waits_for_a_store_only_so_long() {
     hub.store.queues.withhold(true);
     peer.send(link, &command(TO_DEV1, |_| (), b"hello"), false);
     peer.in_step(&hub).await;
-    peer.drain.send_replace(true);
+    peer.drain.begin();
     nudge().await;
     hub.clock.advance(GatewayLimits::default().linger);
     while !matches!(peer.event().await, Event::Closed(Some(_))) {}

@@ -18,11 +18,10 @@ use fieldpost_amqp::sasl::{Plain, SaslCode, SaslFrame, mechanism};
 use fieldpost_amqp::value::ValueRef;
 use fieldpost_hub::clock::ManualClock;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-use tokio::sync::watch;
 
 use super::super::serve;
 use super::peer::nudge;
-use crate::context::{ConnectionContext, Transport};
+use crate::context::{ConnectionContext, Drain, Transport};
 use crate::testing::TestHub;
 
 /// The address as .NET writes it: absolute.
@@ -33,7 +32,7 @@ pub(super) struct Wire {
     stream: DuplexStream,
     input: BytesMut,
     clock: Arc<ManualClock>,
-    pub(super) drain: watch::Sender<bool>,
+    pub(super) drain: Drain,
 }
 
 impl Wire {

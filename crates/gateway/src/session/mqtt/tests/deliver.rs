@@ -680,7 +680,7 @@ async fn a_drained_connection_gets_no_more_and_gives_back_what_it_has() {
     let mut device = fleet.subscribed(Qos::AtLeastOnce).await;
     fleet.send("a").await;
     let first = device.came().await;
-    device.drain.send_replace(true);
+    device.drain.begin();
     device.expect(Seen::Closed).await;
     fleet.send("b").await;
     device.ended().await;
