@@ -6,6 +6,7 @@
 
 mod courses;
 mod points;
+mod telemetry;
 
 use fieldpost_hub::c2d::{Sender, Target};
 use fieldpost_model::{CloudMessage, Identity};
