@@ -625,7 +625,10 @@ impl Owner {
                 .carry_out(owned, &mut effects, &self.shared, &self.loads, &settings);
             self.effects = effects;
             owned.tell_ends(is_held);
-            if owned.queue.is_starved() != (owned.starved != 0) {
+            // While nothing is delivered, room is of no use to it. When that ends, every queue is
+            // looked at anew.
+            let is_starved = !is_held && owned.queue.is_starved();
+            if is_starved != (owned.starved != 0) {
                 if owned.starved == 0 {
                     owned.starved = self.out.next_number();
                     self.starved.insert(owned.starved, name.clone());

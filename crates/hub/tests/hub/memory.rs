@@ -7,6 +7,7 @@ use fieldpost_hub::auth::DevicePrincipal;
 use fieldpost_hub::c2d::{Delivery, Receiver, Settlement, Target};
 use fieldpost_model::CloudMessage;
 use fieldpost_store::memory::MemoryStore;
+use fieldpost_store::{Health, HealthLevel};
 
 use crate::bench::{Bench, context, identity, settle};
 use crate::commands::{count, next};
@@ -119,6 +120,35 @@ async fn whoever_waits_for_room_goes_on_when_somebody_else_gives_it_back() {
     drop(late);
     settle().await;
     assert_eq!(held_bytes(hub), 0);
+}
+
+/// Before this was so, the owner of the queue never came to an end of its round.
+#[tokio::test]
+async fn whoever_waits_for_room_keeps_nobody_busy_while_nothing_is_delivered() {
+    let (bench, devices) = filled().await;
+    let hub = &bench.hub;
+    let mut greedy: Vec<Receiver> = Vec::new();
+    for device in &devices[1..] {
+        let mut receiver = hub.c2d().receiver(device, 1);
+        receiver.set_window(16);
+        settle().await;
+        greedy.push(receiver);
+    }
+    let mut late = hub.c2d().receiver(&devices[0], 1);
+    late.set_window(16);
+    settle().await;
+    assert_eq!(take_all(&mut late).len(), 1);
+    bench.memory.log.set_health(Health {
+        level: HealthLevel::HoldAll,
+        reason: None,
+    });
+    settle().await;
+    drop(greedy);
+    settle().await;
+    assert!(take_all(&mut late).is_empty());
+    bench.memory.log.set_health(Health::OK);
+    settle().await;
+    assert_eq!(take_all(&mut late).len(), 15);
 }
 
 #[tokio::test]
