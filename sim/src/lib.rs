@@ -5,7 +5,7 @@
 //! time, which stands still while anything is to be done; the network, which delays, cuts and loses;
 //! the disk under the log, which is slow, fails, and forgets what was not synced; and, in
 //! the place of the key-value engine, the memory engine, whose changes wait for a disk and outlive the
-//! hub. Falls of the hub and of its machine are part of it.
+//! hub. Falls of the hub and of its machine are part of it, and a clock that somebody sets wrongly.
 //!
 //! An auditor remembers everything that was promised. A run is a *load* phase, in which things break,
 //! and a *settle* phase, in which nothing does and everything promised must come. Everything that
@@ -177,6 +177,9 @@ async fn live(
     };
     actors.spawn(reader.run());
     actors.spawn(Arc::clone(machine).operate(phases.clone()));
+    if world.scenario.clock_set_every.is_some() {
+        actors.spawn(Arc::clone(machine).set_clock(random.fork(), phases.clone()));
+    }
 
     if timeout(LOAD_MAX, world.all_sent()).await.is_err() {
         world

@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use crate::clock::ClockError;
 use crate::facets::{Facets, SimDocuments, SimQueues};
 use crate::network::End;
 use crate::phase::{Phase, Phases};
@@ -42,6 +43,7 @@ pub(crate) struct Machine {
     created: Timestamp,
     documents: Arc<MemoryDocuments>,
     queues: Arc<MemoryQueues>,
+    clock: ClockError,
     state: Mutex<State>,
     /// Rung when the power failed by itself.
     fallen: Notify,
@@ -82,6 +84,7 @@ impl Machine {
             world,
             documents: Arc::default(),
             queues: Arc::default(),
+            clock: ClockError::default(),
             state: Mutex::new(State {
                 random,
                 disk: SimDisk::new(),
@@ -103,7 +106,7 @@ impl Machine {
             let gate = Gate::new(state.random.fork(), speed);
             (gate, state.disk.clone(), state.random.next(), fresh)
         };
-        let timer = Arc::new(self.world.timer.restarted());
+        let timer = Arc::new(self.world.timer.of_process(&self.clock));
         let health = Arc::new(StoreHealth::new());
         let identity = LogIdentity {
             id: LogId(*b"simulated log id"),
@@ -284,6 +287,33 @@ impl Machine {
             _ if power_loss => Fall::Power,
             _ => Fall::Kill,
         }
+    }
+
+    /// Sets the clock of the machine again and again, by almost an hour at most: tokens last for one.
+    /// No setting holds for as long as the hub takes to believe it.
+    pub(crate) async fn set_clock(self: Arc<Self>, mut random: Random, phases: Phases) {
+        const FAR: i64 = 55 * 60 * 1000;
+        let Some(every) = self.world.scenario.clock_set_every.clone() else {
+            return;
+        };
+        loop {
+            sleep(random.within(&every)).await;
+            if !phases.is(Phase::Load) {
+                break;
+            }
+            let millis = match random.below(4) {
+                0 => 0,
+                1 => FAR,
+                2 => -FAR,
+                _ => {
+                    let span = random.around(Duration::from_millis(FAR.unsigned_abs()));
+                    i64::try_from(span.as_millis()).unwrap_or(0) - FAR
+                }
+            };
+            (self.world.auditor).note(format_args!("the clock is set, to be {millis} ms wrong"));
+            self.clock.set(millis);
+        }
+        self.clock.set(0);
     }
 
     /// Waits until the store takes nothing more, and until the operator has noticed.

@@ -30,6 +30,8 @@ pub struct Scenario {
     pub power_loss: bool,
     /// How long the disk takes.
     pub disk: DiskSpeed,
+    /// How long the clock of the hub's machine goes before somebody sets it, wrongly, if anybody does.
+    pub clock_set_every: Option<Range<Duration>>,
     /// How often a sync fails, of 100 processes of the hub.
     pub failing_syncs_percent: u64,
 }
@@ -52,6 +54,7 @@ impl Scenario {
             fall_every: None,
             power_loss: false,
             disk: DiskSpeed::Fast,
+            clock_set_every: None,
             failing_syncs_percent: 0,
         };
         let cuts = Self {
@@ -86,6 +89,14 @@ impl Scenario {
             disk: DiskSpeed::Slow,
             ..calm.clone()
         };
+        let clock = Self {
+            name: "clock",
+            clock_set_every: Some(millis(500)..seconds(10)),
+            cut_every: Some(seconds(10)),
+            fall_every: Some(seconds(2)..seconds(20)),
+            power_loss: true,
+            ..calm.clone()
+        };
         let thousand = Self {
             name: "thousand",
             devices: 1000,
@@ -104,6 +115,7 @@ impl Scenario {
             slow_disk,
             failing_syncs,
             full,
+            clock,
             thousand,
         ]
     }
