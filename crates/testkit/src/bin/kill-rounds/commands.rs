@@ -7,7 +7,7 @@
 mod book;
 mod plan;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -121,18 +121,19 @@ impl Commands {
         loop {
             tick.tick().await;
             self.so_far()?;
-            let (undelivered, untold) = lock(&self.book).owed();
+            let book = lock(&self.book);
+            let (undelivered, untold) = book.owed();
             if undelivered.is_empty() && untold.is_empty() {
                 break;
             }
-            let first = |numbers: &[u64]| numbers.first().map(|n| (*n, Plan::of(*n)));
+            let first = |numbers: &BTreeSet<u64>| numbers.first().map(|n| (*n, Plan::of(*n)));
             ensure!(
                 Instant::now() < deadline,
                 "of the accepted messages {} never came, first {:?}, and of {} nothing was told, first {:?}",
                 undelivered.len(),
-                first(&undelivered),
+                first(undelivered),
                 untold.len(),
-                first(&untold)
+                first(untold)
             );
         }
         for task in &self.tasks {
