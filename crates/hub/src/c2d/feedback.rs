@@ -103,6 +103,7 @@ pub(super) async fn run(inner: Arc<Inner>, stopped: oneshot::Receiver<()>) {
         forgotten: 0,
         told: Vec::new(),
         last_sent: None,
+        has_mark: true,
         failures: 0,
     };
     let run = pin!(follower.run());
@@ -119,6 +120,9 @@ struct Follower {
     /// On the monotonic clock, when a message last went; not known after a start, and then nothing
     /// waits.
     last_sent: Option<Duration>,
+    /// Whether the feedback queue's mark of what was told can be read. Without it, what a crash leaves
+    /// in the lane is told a second time.
+    has_mark: bool,
     /// Failures of the store in a row.
     failures: u32,
 }
@@ -197,7 +201,13 @@ impl Follower {
         if offers.is_empty() {
             return Ok(());
         }
-        let results = self.inner.queues.apply(offers).await?;
+        let results = match self.inner.queues.apply(offers).await {
+            Err(error @ StoreError::Damaged { .. }) => {
+                self.do_without_mark(&error);
+                return Ok(());
+            }
+            results => results?,
+        };
         let covered = records
             .iter()
             .zip(&results)
@@ -365,6 +375,7 @@ impl Follower {
                 records: u32::try_from(batch.sequences.len()).unwrap_or(u32::MAX),
                 json: batch.json.clone(),
             };
+            let mark = self.has_mark.then_some(batch.through);
             // The queue has no depth of its own: what nobody reads expires, and the disk's marks
             // bound the rest.
             let result = self
@@ -374,7 +385,7 @@ impl Follower {
                     message.encode(),
                     now.saturating_add(ttl),
                     u64::MAX,
-                    Some(batch.through),
+                    mark,
                 )
                 .await;
             match result {
@@ -388,9 +399,21 @@ impl Follower {
                 Ok(OperationResult::DoneBefore) => return Ok(()),
                 Ok(_) => self.back_off(Trouble::NoRoom).await,
                 Err(StoreError::Closed) => return Err(StoreError::Closed),
+                // What is damaged may be the mark. All senders would wait for it for ever.
+                Err(error @ StoreError::Damaged { .. }) if self.has_mark => {
+                    self.do_without_mark(&error);
+                }
                 Err(error) => self.back_off(Trouble::Store(&error)).await,
             }
         }
+    }
+
+    fn do_without_mark(&mut self, error: &StoreError) {
+        self.has_mark = false;
+        tracing::error!(
+            %error,
+            "what was told last cannot be read; after a crash, senders may be told the same again"
+        );
     }
 
     /// Lets the history know when senders were told, in the step that forgets the records.

@@ -237,6 +237,42 @@ async fn feedback_waits_for_its_time_although_the_lane_counts_more() {
     assert_eq!(lane(&stopped.memory.queues, FEEDBACK.0).count, 0);
 }
 
+/// The store refuses whatever asks for a mark that is damaged, and does so for ever.
+#[tokio::test]
+async fn senders_are_told_although_the_mark_of_what_was_told_is_damaged() {
+    let errors = Errors::default();
+    let _guard = tracing::subscriber::set_default(errors.clone());
+    let bench = Bench::start().await;
+    let device = bench.principal("dev1").await;
+    let stopped = stop(bench).await;
+    let watched = Arc::new(WatchedQueues::new(&stopped.memory.queues));
+    let hub = stopped.start(Arc::clone(&watched) as _).await;
+    watched.damage_marks();
+    for id in ["a", "b"] {
+        complete(&hub, &device, id, Ack::Full).await;
+        settle().await;
+        assert_eq!(records(&feedback(&hub).await.unwrap())[0].1, id);
+        assert_eq!(lane(&stopped.memory.queues, FEEDBACK.0).count, 0);
+        stopped.clock.advance(seconds(15));
+        settle().await;
+    }
+    assert_eq!(errors.lines().len(), 1, "{:#?}", errors.lines());
+    // What waits when a hub stops is told by the next one, which asks for the mark when it starts.
+    complete(&hub, &device, "c", Ack::Full).await;
+    settle().await;
+    assert_eq!(records(&feedback(&hub).await.unwrap())[0].1, "c");
+    complete(&hub, &device, "d", Ack::Full).await;
+    settle().await;
+    assert_eq!(lane(&stopped.memory.queues, FEEDBACK.0).count, 1);
+    drop(hub);
+    settle().await;
+    let hub = stopped.start(Arc::clone(&watched) as _).await;
+    settle().await;
+    assert_eq!(records(&feedback(&hub).await.unwrap())[0].1, "d");
+    assert_eq!(lane(&stopped.memory.queues, FEEDBACK.0).count, 0);
+    assert_eq!(errors.lines().len(), 2, "{:#?}", errors.lines());
+}
+
 #[tokio::test]
 async fn damaged_outcomes_stop_neither_trimming_nor_questions() {
     let errors = Errors::default();

@@ -24,6 +24,7 @@ pub(crate) struct WatchedQueues {
     refuses_settlements: AtomicBool,
     /// The message that cannot be taken out, or 0.
     stuck: AtomicU64,
+    has_marks: AtomicBool,
     held: Mutex<VecDeque<oneshot::Sender<()>>>,
 }
 
@@ -36,6 +37,7 @@ impl WatchedQueues {
             holds_lists: AtomicBool::new(false),
             refuses_settlements: AtomicBool::new(false),
             stuck: AtomicU64::new(0),
+            has_marks: AtomicBool::new(true),
             held: Mutex::default(),
         }
     }
@@ -63,6 +65,11 @@ impl WatchedQueues {
     /// From now on a message can be read and not taken out.
     pub(crate) fn stick(&self, sequence: u64) {
         self.stuck.store(sequence, Ordering::Relaxed);
+    }
+
+    /// From now on no mark of what was done once can be read.
+    pub(crate) fn damage_marks(&self) {
+        self.has_marks.store(false, Ordering::Relaxed);
     }
 
     /// How many answers are kept back.
@@ -96,6 +103,14 @@ impl DeviceQueues for WatchedQueues {
         if operations.iter().any(is_stuck) {
             return Box::pin(std::future::ready(Err(StoreError::Damaged {
                 what: format!("message {stuck}").into(),
+                resume: None,
+            })));
+        }
+        let is_marked =
+            |operation: &Operation| matches!(operation, Operation::Enqueue { once: Some(_), .. });
+        if !self.has_marks.load(Ordering::Relaxed) && operations.iter().any(is_marked) {
+            return Box::pin(std::future::ready(Err(StoreError::Damaged {
+                what: "marks".into(),
                 resume: None,
             })));
         }
