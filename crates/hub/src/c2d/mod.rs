@@ -48,6 +48,7 @@ pub use feedback::{FEEDBACK_INTERVAL, FEEDBACK_RECORDS_MAX, FeedbackMessage};
 pub use history::{FeedbackState, MessageQuery, MessageTrace, TraceState};
 pub(crate) use lanes::LANES;
 pub use outcome::{Attempt, AttemptEnd, AttemptReceiver, Attempts, Cause};
+use receiver::Pickup;
 pub use receiver::{Delivery, InvalidLockToken, LockToken, Receiver, SettleError, Settlement};
 pub use sender::Sender;
 
@@ -654,12 +655,10 @@ impl Inner {
         queue: Arc<Named>,
         lock: Option<Duration>,
     ) -> Result<Option<Delivery>, StoreError> {
-        let (reply, answered) = oneshot::channel();
-        let named = Arc::clone(&queue);
-        self.command(Command::Receive { queue, lock, reply });
-        let answer = answered.await.unwrap_or(Err(StoreError::Closed));
+        let mut pickup = Pickup::ask(self, queue, lock);
+        let answer = pickup.answer().await;
         if let Ok(Some(delivery)) = &answer {
-            self.note_sent(&named, None, delivery);
+            self.note_sent(pickup.queue(), None, delivery);
         }
         answer
     }

@@ -5,11 +5,13 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use fieldpost_model::Timestamp;
 use fieldpost_store::StoreError;
 use futures_util::task::AtomicWaker;
+use tokio::sync::oneshot;
 
 use super::Inner;
 use super::names::Named;
@@ -328,6 +330,56 @@ impl Drop for Receiver {
                 queue,
                 id,
                 in_flight: Vec::new(),
+            });
+        }
+    }
+}
+
+/// A request for one message that is under way. Dropped between the owner's answer and its being taken,
+/// it gives the message back: nobody has seen it, and it would be locked for nobody.
+pub(super) struct Pickup<'a> {
+    inner: &'a Inner,
+    queue: Arc<Named>,
+    answered: oneshot::Receiver<Result<Option<Delivery>, StoreError>>,
+}
+
+impl<'a> Pickup<'a> {
+    /// Asks the queue's owner for a message, to be locked for so long or as the settings say.
+    pub(super) fn ask(inner: &'a Inner, queue: Arc<Named>, lock: Option<Duration>) -> Self {
+        let (reply, answered) = oneshot::channel();
+        inner.command(Command::Receive {
+            queue: Arc::clone(&queue),
+            lock,
+            reply,
+        });
+        Self {
+            inner,
+            queue,
+            answered,
+        }
+    }
+
+    /// What the owner answers; once.
+    pub(super) async fn answer(&mut self) -> Result<Option<Delivery>, StoreError> {
+        let answer = (&mut self.answered).await;
+        answer.unwrap_or(Err(StoreError::Closed))
+    }
+
+    /// The queue that was asked.
+    pub(super) fn queue(&self) -> &Named {
+        &self.queue
+    }
+}
+
+impl Drop for Pickup<'_> {
+    fn drop(&mut self) {
+        // From here on the owner sees that nobody waits.
+        self.answered.close();
+        if let Ok(Ok(Some(delivery))) = self.answered.try_recv() {
+            self.inner.command(Command::GiveBack {
+                queue: Arc::clone(&self.queue),
+                sequence: delivery.sequence,
+                lock: delivery.lock,
             });
         }
     }
