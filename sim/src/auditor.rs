@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fieldpost_client::Event;
 use fieldpost_client::service::FeedbackRecord;
+use fieldpost_hub::c2d::Cause;
 use fieldpost_model::Timestamp;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -225,6 +226,22 @@ impl Auditor {
     pub(crate) fn command_acknowledged(&self, id: &str) {
         self.note(format_args!("command {id} acknowledged"));
         self.lock().commands.acknowledged(id);
+    }
+
+    /// A device is about to reject a command.
+    pub(crate) fn command_rejected(&self, id: &str) {
+        self.note(format_args!("command {id} rejected"));
+        self.lock().commands.rejected(id);
+    }
+
+    /// What the hub keeps as dead letters, each by its message id. Says what is missing among them.
+    pub(crate) fn dead_letters(&self, letters: &[(String, Cause)]) -> Vec<String> {
+        let mut state = self.lock();
+        let (wrong, missing) = state.commands.dead_letters(letters);
+        for violation in wrong {
+            state.violation(violation);
+        }
+        missing
     }
 
     /// The hub has acknowledged something that the device sent after its acknowledgement of the

@@ -2,11 +2,13 @@
 //!
 //! Every accepted command reaches its device, unless its time was over; commands of one back end
 //! reach a device in the order of their sending; a command that is known to be completed does not
-//! return; every feedback record that is owed arrives, and none that contradicts what happened.
+//! return; every feedback record that is owed arrives, and none that contradicts what happened;
+//! whatever no device took is a dead letter, with its cause, and nothing else is.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use fieldpost_client::service::{FeedbackRecord, FeedbackStatus};
+use fieldpost_hub::c2d::Cause;
 use fieldpost_model::{Ack, Timestamp};
 
 use crate::auditor::Figures;
@@ -50,6 +52,8 @@ struct Command {
     deliveries: u64,
     acknowledged: bool,
     completed: bool,
+    /// Its device has rejected it, or tried to.
+    rejected: bool,
     feedback: BTreeSet<&'static str>,
 }
 
@@ -64,6 +68,7 @@ impl CommandLedger {
             deliveries: 0,
             acknowledged: false,
             completed: false,
+            rejected: false,
             feedback: BTreeSet::new(),
             sent,
         };
@@ -96,6 +101,9 @@ impl CommandLedger {
         if command.completed || command.feedback.contains("Success") {
             return Some(format!("command {id} came back after it was completed"));
         }
+        if command.feedback.contains("Rejected") {
+            return Some(format!("command {id} came back after it was rejected"));
+        }
         None
     }
 
@@ -108,6 +116,12 @@ impl CommandLedger {
     pub(crate) fn completed(&mut self, id: &str) {
         if let Some(command) = self.commands.get_mut(id) {
             command.completed = true;
+        }
+    }
+
+    pub(crate) fn rejected(&mut self, id: &str) {
+        if let Some(command) = self.commands.get_mut(id) {
+            command.rejected = true;
         }
     }
 
@@ -129,7 +143,10 @@ impl CommandLedger {
                     && matches!(ack, Ack::Full | Ack::Negative),
             ),
             FeedbackStatus::DeliveryCountExceeded => ("DeliveryCountExceeded", false),
-            FeedbackStatus::Rejected => ("Rejected", false),
+            FeedbackStatus::Rejected => (
+                "Rejected",
+                command.rejected && matches!(ack, Ack::Full | Ack::Negative),
+            ),
             FeedbackStatus::Purged => ("Purged", false),
         };
         command.feedback.insert(status);
@@ -165,6 +182,47 @@ impl CommandLedger {
                 open.push(format!("no feedback for command {id}"));
             }
         }
+    }
+
+    /// What is wrong with the dead letters, and what is missing among them.
+    pub(crate) fn dead_letters(&self, letters: &[(String, Cause)]) -> (Vec<String>, Vec<String>) {
+        let mut wrong = Vec::new();
+        let mut causes = BTreeMap::new();
+        for (id, cause) in letters {
+            if causes.insert(id.as_str(), *cause).is_some() {
+                wrong.push(format!("command {id} is a dead letter twice"));
+            }
+            let Some(command) = self.commands.get(id) else {
+                wrong.push(format!("{id:?} is a dead letter, and nobody sent it"));
+                continue;
+            };
+            let fits = match cause {
+                Cause::Expired => command.sent.expires.is_some(),
+                Cause::Rejected => command.rejected,
+                Cause::Completed | Cause::DeliveryCountExceeded | Cause::Purged => false,
+            };
+            let refused = matches!(command.answer, Some(Answer::Refused(_)));
+            if !fits || refused || command.completed || command.feedback.contains("Success") {
+                wrong.push(format!("command {id} must not be a dead letter: {cause:?}"));
+            }
+        }
+        let mut missing = Vec::new();
+        for (id, command) in &self.commands {
+            let cause = causes.get(id.as_str()).map(|cause| cause.feedback_status());
+            let told = command.feedback.first().filter(|told| **told != "Success");
+            if told.is_some_and(|told| cause != Some(told)) {
+                missing.push(format!(
+                    "command {id} is no dead letter, and was told of as {told:?}"
+                ));
+            }
+            let is_over = command.answer == Some(Answer::Accepted) && !command.acknowledged;
+            if is_over && cause.is_none() {
+                missing.push(format!(
+                    "command {id} was not acknowledged and is no dead letter"
+                ));
+            }
+        }
+        (wrong, missing)
     }
 
     /// Adds what is wrong with the order of deliveries.
@@ -215,10 +273,14 @@ impl Command {
     /// Whether a record must come, whatever the chances were.
     fn owes_feedback(&self) -> bool {
         match (self.sent.ack, self.sent.expires) {
-            (Ack::None, _) | (Ack::Negative, None) => false,
-            (Ack::Full, _) | (Ack::Positive, None) => true,
+            (Ack::None, _) => false,
+            (Ack::Full, _) => true,
+            (Ack::Positive, None) => self.completed || !self.rejected,
             (Ack::Positive, Some(_)) => self.completed,
-            (Ack::Negative, Some(_)) => !self.acknowledged,
+            // It was rejected in the end, or its time was over.
+            (Ack::Negative, _) => {
+                !self.acknowledged && (self.rejected || self.sent.expires.is_some())
+            }
         }
     }
 }

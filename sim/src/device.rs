@@ -1,7 +1,7 @@
 //! A device that never gives up: it sends all it has, again where nobody acknowledged it, and works
 //! off its commands.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +36,8 @@ pub(crate) struct SimDevice {
 struct Window {
     /// By packet id: the message, and the commands acknowledged before it was sent.
     in_flight: HashMap<PacketId, (u64, Vec<String>)>,
+    /// What says that a command is rejected or given back.
+    verdicts: HashSet<PacketId>,
     /// Commands acknowledged since the last message was sent.
     acknowledged: Vec<String>,
     /// Commands that are worked on, with the time when they are done.
@@ -165,6 +167,9 @@ impl SimDevice {
     }
 
     fn acknowledged(&mut self, packet_id: PacketId, window: &mut Window) {
+        if window.verdicts.remove(&packet_id) {
+            return;
+        }
         let auditor = &self.world.auditor;
         let Some((number, commands)) = window.in_flight.remove(&packet_id) else {
             auditor.violation(format_args!(
@@ -207,16 +212,32 @@ impl SimDevice {
         Ok(())
     }
 
-    /// Acknowledges the commands that are worked off.
-    fn finish_commands(&self, device: &mut Device, window: &mut Window) -> Result<(), String> {
+    /// Acknowledges the commands that are worked off. A few are rejected or given back.
+    fn finish_commands(&mut self, device: &mut Device, window: &mut Window) -> Result<(), String> {
         let now = Instant::now();
-        while let Some((done, packet_id, id)) = window.working.front()
-            && *done <= now
+        while let Some((_, packet_id, id)) = window.working.pop_front_if(|(done, ..)| *done <= now)
         {
-            self.world.auditor.command_acknowledged(id);
-            (device.acknowledge_command(*packet_id)).map_err(|error| error.to_string())?;
-            window.acknowledged.push(id.clone());
-            window.working.pop_front();
+            let auditor = &self.world.auditor;
+            let verdict = match self.random.below(100) {
+                0..6 => {
+                    auditor.command_rejected(&id);
+                    device.reject_command(packet_id)
+                }
+                // So few that none is given back as often as the hub allows.
+                6..12 => {
+                    auditor.note(format_args!("command {id} given back"));
+                    device.abandon_command(packet_id)
+                }
+                _ => {
+                    auditor.command_acknowledged(&id);
+                    (device.acknowledge_command(packet_id)).map_err(|error| error.to_string())?;
+                    window.acknowledged.push(id);
+                    continue;
+                }
+            };
+            window
+                .verdicts
+                .insert(verdict.map_err(|error| error.to_string())?);
         }
         Ok(())
     }

@@ -34,8 +34,10 @@ use std::time::Duration;
 
 use fieldpost_client::ConnectionString;
 use fieldpost_hub::Hub;
+use fieldpost_hub::c2d::Cause;
 use fieldpost_hub::identity::{Authentication, AuthenticationSpec, DeviceSpec};
 use fieldpost_model::DeviceId;
+use fieldpost_record::CommandView;
 use tokio::runtime::RngSeed;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -193,9 +195,14 @@ async fn live(
         while !world.auditor.open_ends().is_empty() {
             sleep(Duration::from_secs(1)).await;
         }
+        while !missing_letters(world, machine).await.is_empty() {
+            sleep(Duration::from_secs(1)).await;
+        }
     });
     if settled.await.is_err() {
-        for open in world.auditor.open_ends() {
+        let mut open = world.auditor.open_ends();
+        open.extend(missing_letters(world, machine).await);
+        for open in open {
             world.auditor.violation(format_args!("{open}"));
         }
     }
@@ -220,6 +227,31 @@ async fn live(
         }
     }
     Ok(())
+}
+
+/// Has the auditor look at the dead letters, and gives what is missing among them.
+async fn missing_letters(world: &World, machine: &Machine) -> Vec<String> {
+    match dead_letters(machine).await {
+        Ok(letters) => world.auditor.dead_letters(&letters),
+        Err(why) => vec![why],
+    }
+}
+
+async fn dead_letters(machine: &Machine) -> Result<Vec<(String, Cause)>, String> {
+    let hub = machine.hub().ok_or("the hub is gone")?;
+    let mut letters = Vec::new();
+    let mut after = Some(0);
+    while let Some(number) = after {
+        let page = hub.c2d().dead_letters(number, usize::MAX, None).await;
+        let page = page.map_err(|error| error.to_string())?;
+        for letter in page.letters {
+            let view = CommandView::parse(&letter.message).map_err(|error| error.to_string())?;
+            let id = view.message_id().unwrap_or_default().to_owned();
+            letters.push((id, letter.cause));
+        }
+        after = page.next;
+    }
+    Ok(letters)
 }
 
 /// Registers devices and gives their keys.

@@ -95,6 +95,11 @@ impl Machine {
         })
     }
 
+    /// The hub, while it runs.
+    pub(crate) fn hub(&self) -> Option<Hub> {
+        self.lock().process.as_ref()?.hub.clone()
+    }
+
     /// Starts the hub and gives it, for whoever sets it up. Nobody can connect before
     /// [`Machine::listen`].
     pub(crate) async fn boot(self: &Arc<Self>) -> Result<Hub, String> {
