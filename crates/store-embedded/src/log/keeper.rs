@@ -168,7 +168,8 @@ impl Keeper {
             return false;
         };
         let written = self.shared.figures.written.load(Ordering::Relaxed);
-        self.filling_waits = !self.pace.allows(now, written);
+        let is_awaited = self.shared.intake.waiting.load(Ordering::Relaxed) > 0;
+        self.filling_waits = !self.pace.allows(now, written, is_awaited);
         if self.filling_waits {
             return false;
         }

@@ -32,7 +32,10 @@ pub(super) struct Pace {
 impl Pace {
     /// Whether one step of filling may be done at this moment, when the log has written so many
     /// bytes since it was opened. A step that is allowed is counted as done.
-    pub(super) fn allows(&mut self, now: Duration, written: u64) -> bool {
+    ///
+    /// A log that shows nothing new is still only if nobody waits for it: otherwise the disk is slow,
+    /// and filling would make it slower.
+    pub(super) fn allows(&mut self, now: Duration, written: u64, is_awaited: bool) -> bool {
         let elapsed = self.looked.map(|looked| now.saturating_sub(looked));
         if elapsed.is_none_or(|elapsed| elapsed >= PACE_PERIOD) {
             let new = written.saturating_sub(self.written);
@@ -41,7 +44,7 @@ impl Pace {
             self.written = written;
         }
         let Some(left) = &mut self.left else {
-            return true;
+            return !is_awaited;
         };
         match left.checked_sub(FILL_BYTES) {
             Some(rest) => {
@@ -77,11 +80,11 @@ mod tests {
     fn steps(bytes_a_second: u64) -> u64 {
         let mut pace = Pace::default();
         let start = Duration::from_secs(7);
-        assert!(!pace.allows(start, 1 << 30), "nothing is known yet");
+        assert!(!pace.allows(start, 1 << 30, false), "nothing is known yet");
         let written = (1 << 30) + bytes_a_second / 20;
         let now = start + PACE_PERIOD;
         (0..100_000)
-            .take_while(|_| pace.allows(now, written))
+            .take_while(|_| pace.allows(now, written, bytes_a_second > 0))
             .count() as u64
     }
 
@@ -101,22 +104,33 @@ mod tests {
         assert_eq!(steps(100 << 20), 0);
         let mut pace = Pace::default();
         let second = Duration::from_secs(1);
-        pace.allows(second, 0);
-        assert!(!pace.allows(2 * second, 1 << 30));
+        pace.allows(second, 0, false);
+        assert!(!pace.allows(2 * second, 1 << 30, false));
         assert!(
-            !pace.allows(2 * second + PACE_PERIOD / 2, 1 << 30),
+            !pace.allows(2 * second + PACE_PERIOD / 2, 1 << 30, false),
             "too early for a look"
         );
-        assert!(pace.allows(3 * second, 1 << 30));
+        assert!(pace.allows(3 * second, 1 << 30, false));
+    }
+
+    #[test]
+    fn a_sync_that_takes_long_is_no_silence() {
+        let mut pace = Pace::default();
+        let second = Duration::from_secs(1);
+        pace.allows(second, 0, true);
+        assert!(!pace.allows(2 * second, 0, true));
+        // It is over, and nobody has come since.
+        assert!(pace.allows(3 * second, 0, false));
+        assert!(!pace.allows(3 * second, 0, true), "somebody has");
     }
 
     #[test]
     fn what_a_long_silence_saved_up_is_measured_over_all_of_it() {
         let mut pace = Pace::default();
         let second = Duration::from_secs(1);
-        pace.allows(second, 0);
+        pace.allows(second, 0, false);
         assert!(
-            pace.allows(2 * second, 16 << 20),
+            pace.allows(2 * second, 16 << 20, true),
             "16 MB in a second are no burst"
         );
     }
