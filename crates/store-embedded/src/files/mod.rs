@@ -3,6 +3,7 @@
 //! The log's rules are written against these traits, so that a test can put a disk under them that
 //! forgets, tears and fails. [`DirectoryFiles`] is the real one.
 
+mod direct;
 mod real;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;

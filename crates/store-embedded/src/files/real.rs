@@ -4,17 +4,22 @@ use std::fs;
 use std::io::{self, IoSlice};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
+use super::direct::{DirectWriter, is_direct};
 use super::{File, Files, Space};
 
 /// The files of one directory.
 #[derive(Debug)]
 pub struct DirectoryFiles {
     path: PathBuf,
+    /// Whoever finds it taken writes through the page cache.
+    direct: Arc<Mutex<DirectWriter>>,
+    handles: AtomicU64,
 }
 
 impl DirectoryFiles {
@@ -35,6 +40,16 @@ impl DirectoryFiles {
         }
         Ok(Self {
             path: path.to_path_buf(),
+            direct: Arc::default(),
+            handles: AtomicU64::new(0),
+        })
+    }
+
+    fn opened(&self, file: fs::File) -> Arc<dyn File> {
+        Arc::new(OpenFile {
+            file,
+            handle: self.handles.fetch_add(1, Ordering::Relaxed),
+            direct: Arc::clone(&self.direct),
         })
     }
 
@@ -66,12 +81,12 @@ impl Files for DirectoryFiles {
             .create(true)
             .truncate(true)
             .open(self.path.join(name))?;
-        Ok(Arc::new(OpenFile(file)))
+        Ok(self.opened(file))
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
         let file = Self::options().open(self.path.join(name))?;
-        Ok(Arc::new(OpenFile(file)))
+        Ok(self.opened(file))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -106,17 +121,22 @@ impl Files for DirectoryFiles {
     }
 }
 
-struct OpenFile(fs::File);
+struct OpenFile {
+    file: fs::File,
+    /// Tells open files of a directory apart.
+    handle: u64,
+    direct: Arc<Mutex<DirectWriter>>,
+}
 
 impl File for OpenFile {
     fn bytes(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        Ok(self.file.metadata()?.len())
     }
 
     fn read_at(&self, out: &mut [u8], at: u64) -> io::Result<usize> {
         let mut filled = 0;
         while let Some(rest) = out.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-            match self.0.read_at(rest, at + filled as u64) {
+            match self.file.read_at(rest, at + filled as u64) {
                 Ok(0) => break,
                 Ok(bytes) => filled += bytes,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -127,21 +147,28 @@ impl File for OpenFile {
     }
 
     fn write_at(&self, parts: &[IoSlice<'_>], at: u64) -> io::Result<usize> {
+        let bytes = parts.iter().map(|part| part.len()).sum();
+        if is_direct(bytes, at)
+            && let Ok(mut direct) = self.direct.try_lock()
+            && let Some(written) = direct.write_at(self.handle, &self.file, parts, at)?
+        {
+            return Ok(written);
+        }
         Ok(rustix::io::retry_on_intr(|| {
-            rustix::io::pwritev(&self.0, parts, at)
+            rustix::io::pwritev(&self.file, parts, at)
         })?)
     }
 
     fn allocate(&self, bytes: u64) -> io::Result<()> {
         let fallocate = rustix::io::retry_on_intr(|| {
-            rustix::fs::fallocate(&self.0, FallocateFlags::empty(), 0, bytes)
+            rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, bytes)
         });
         match fallocate {
             Ok(()) => Ok(()),
             // Not every file system can reserve; a full disk then shows when the space is written.
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
                 if self.bytes()? < bytes {
-                    self.0.set_len(bytes)?;
+                    self.file.set_len(bytes)?;
                 }
                 Ok(())
             }
@@ -150,6 +177,6 @@ impl File for OpenFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.0.sync_data()
+        self.file.sync_data()
     }
 }
