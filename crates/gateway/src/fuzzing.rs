@@ -6,12 +6,14 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use axum::http::HeaderMap;
+use axum::body::Body;
 use axum::http::header::{self, HeaderValue};
+use axum::http::{HeaderMap, Request};
 use bytes::{Bytes, BytesMut};
 use fieldpost_amqp::Error;
 use fieldpost_amqp::message::Message;
 use fieldpost_amqp::performative::Attach;
+use fieldpost_hub::Hub;
 use fieldpost_hub::c2d::{Delivery, LockToken, Settlement, Target};
 use fieldpost_hub::clock::Timer;
 use fieldpost_hub::events::StartPosition;
@@ -22,6 +24,7 @@ use fieldpost_record::CommandView;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::GatewayLimits;
 use crate::dialect::amqp::address::{Address, PartitionAddress};
 use crate::dialect::amqp::command::Command;
 use crate::dialect::amqp::error::Status;
@@ -30,8 +33,66 @@ use crate::dialect::amqp::receiver::ReceiverRequest;
 use crate::dialect::amqp::{cbs, redirect, selector};
 use crate::dialect::mqtt::{self, DeliveryName, EmptyValues, Marks, Topic, UserName};
 use crate::http::document::InvalidDocument;
-use crate::http::{call, device_bound, document, path};
+use crate::http::{Routes, call, device_bound, document, path};
 use crate::listen::websocket::WebSocketBytes;
+
+/// The routes of a hub over HTTP.
+pub struct HttpRoutes(Routes);
+
+/// What was answered.
+#[derive(Debug)]
+pub struct HttpAnswer {
+    /// The status.
+    pub status: u16,
+    /// Names in lower case, and values.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: Bytes,
+}
+
+impl HttpRoutes {
+    /// The routes of a hub that takes bodies of so many bytes.
+    #[must_use]
+    pub fn new(hub: Hub, body_bytes_max: usize) -> Self {
+        let limits = GatewayLimits {
+            http_body_bytes_max: body_bytes_max,
+            ..GatewayLimits::default()
+        };
+        Self(Routes::new(hub, Arc::new(limits)))
+    }
+
+    /// Answers a request; `None` when a server of HTTP does not take it for one.
+    ///
+    /// # Errors
+    /// When the answer's body has more than `answer_bytes_max`.
+    pub async fn answer(
+        &self,
+        method: &str,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+        answer_bytes_max: usize,
+    ) -> Option<Result<HttpAnswer, TooLong>> {
+        let mut request = Request::builder().method(method).uri(target);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request
+            .body(Body::from(Bytes::copy_from_slice(body)))
+            .ok()?;
+        let (parts, body) = self.0.clone().answer(request).await.into_parts();
+        let body = axum::body::to_bytes(body, answer_bytes_max).await;
+        Some(body.map_err(|_| TooLong).map(|body| HttpAnswer {
+            status: parts.status.as_u16(),
+            headers: parts.headers,
+            body,
+        }))
+    }
+}
+
+/// An answer has more bytes than it may.
+#[derive(Debug)]
+pub struct TooLong;
 
 /// What the user name of a CONNECT says, and whether `client_id` goes with it.
 #[must_use]
