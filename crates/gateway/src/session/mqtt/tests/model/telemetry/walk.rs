@@ -113,6 +113,25 @@ async fn a_subscription_outlives_whatever_comes_after_its_acknowledgement() {
     }
 }
 
+/// A connection that is taken over while it waits for the store has read nothing that a failure of the
+/// log could lose.
+#[tokio::test]
+async fn a_log_that_fails_with_nothing_to_write_loses_nothing() {
+    let meanwhile = Meanwhile::TakenOver;
+    go(&[
+        Step::Connect {
+            clean: false,
+            will: false,
+        },
+        Step::SubscribeDuring {
+            filter: 0,
+            meanwhile,
+        },
+        Step::End(Break::LogLost),
+    ])
+    .await;
+}
+
 async fn go(history: &[Step]) {
     let walked = async {
         let mut world = World::new().await;

@@ -474,10 +474,11 @@ impl World {
             return;
         }
         let log = &self.fleet.hub.store.log;
-        log.fail_next();
-        if log.step() == 0 {
-            // None of what was unsure was there to be lost.
-            log.set_health(Health::OK);
+        // Otherwise none of what was unsure is there to be lost, and the failure would wait for what
+        // comes later.
+        if log.waiting() > 0 {
+            log.fail_next();
+            log.step();
         }
         self.entries.truncate(self.durable);
         settle_down().await;
