@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,6 +58,11 @@ impl Hub {
 
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// The folder of the event log's segments.
+    pub(crate) fn log(&self) -> PathBuf {
+        self.process.data().join("store/log")
     }
 
     pub(crate) fn pid(&self) -> Result<u32> {
@@ -137,11 +142,6 @@ impl Hub {
     /// messages of each device, which must be there, once, in their order. Says how many events it read.
     pub(crate) async fn read_back(&self, acknowledged: &HashMap<u16, Vec<u64>>) -> Result<u64> {
         let owed: u64 = acknowledged.values().flatten().sum();
-        let places: HashMap<String, usize> = acknowledged
-            .values()
-            .flat_map(|devices| 0..devices.len())
-            .map(|number| (name(number), number))
-            .collect();
         let mut next: HashMap<u16, Vec<u64>> = acknowledged
             .iter()
             .map(|(phase, devices)| (*phase, vec![0; devices.len()]))
@@ -163,9 +163,9 @@ impl Hub {
             while let Some(found) = event {
                 let (phase, number) = Content::read(&found.body).context("a short payload")?;
                 let device = found.device_id.as_deref().unwrap_or_default();
-                let place = places.get(device).context("an unknown device")?;
+                let place = self::number(device).context("an unknown device")?;
                 let devices = next.get_mut(&phase).context("an unknown phase")?;
-                let expected = devices.get_mut(*place).context("an unknown device")?;
+                let expected = devices.get_mut(place).context("an unknown device")?;
                 ensure!(
                     number == *expected,
                     "{device} of phase {phase}: message {number} where {expected} belongs"
@@ -179,13 +179,14 @@ impl Hub {
         Ok(read)
     }
 
-    async fn reader(&self) -> Result<Reader> {
+    /// A reader over plain TCP.
+    pub(crate) async fn reader(&self) -> Result<Reader> {
         let (_, connection_string): (_, ConnectionString) =
             self.process.connection_string(None).await?;
         let options = ReaderOptions {
             connection_string,
-            address: Some(self.process.at(5671)),
-            trust: self.process.trust()?,
+            address: Some(self.process.at(5672)),
+            trust: Trust::Plain,
             consumer_group: "$Default".to_owned(),
             now: now(),
         };
@@ -260,4 +261,9 @@ fn without_resumption(config: Arc<ClientConfig>) -> Arc<ClientConfig> {
 
 fn name(number: usize) -> String {
     format!("device-{number}")
+}
+
+/// The number in a device's name.
+pub(crate) fn number(name: &str) -> Option<usize> {
+    name.strip_prefix("device-")?.parse().ok()
 }

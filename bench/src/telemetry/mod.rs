@@ -7,6 +7,7 @@ mod disk;
 mod generator;
 mod hub;
 mod idle;
+mod readers;
 mod spike;
 mod start;
 mod throughput;
@@ -44,6 +45,9 @@ pub(crate) struct Arguments {
     /// Seconds of each of the spike's two heavy parts.
     #[arg(long, default_value_t = 60.0)]
     spike_seconds: f64,
+    /// Gigabytes of payload in the backlog.
+    #[arg(long, default_value_t = 5.0)]
+    backlog_gb: f64,
     /// How the result is printed.
     #[arg(long, value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -75,6 +79,10 @@ enum Row {
     Latency,
     /// 20,000/s, then 200,000/s, then a closed loop of as many connections as there are; all read back.
     Spike,
+    /// What a reader on each partition adds.
+    Readers,
+    /// A backlog that is read while devices go on sending.
+    CatchUp,
     /// Memory of idle connections that have subscribed, plain and TLS, and how fast they connect.
     Idle,
     /// From launch to ready, size of the binary, memory of a hub that does nothing.
@@ -87,7 +95,10 @@ impl Row {
     }
 
     fn is_throughput(self) -> bool {
-        !matches!(self, Self::Spike | Self::Idle | Self::Start)
+        !matches!(
+            self,
+            Self::Spike | Self::Readers | Self::CatchUp | Self::Idle | Self::Start
+        )
     }
 }
 
@@ -148,6 +159,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     if arguments.wants(Row::Spike) {
         spike::run(&arguments, &mut report).await?;
     }
+    readers::run(&arguments, &mut report).await?;
     if arguments.wants(Row::Idle) {
         idle::run(&arguments, &mut report).await?;
     }

@@ -14,7 +14,7 @@ use hdrhistogram::Histogram;
 use rustls::ClientConfig;
 
 pub(crate) use self::connection::{Content, Login, push_length};
-use self::worker::Worker;
+use self::worker::{Schedule, Worker};
 use crate::process::{cpu_time, machine_cpu_time};
 
 /// Where devices connect.
@@ -68,6 +68,22 @@ pub(crate) struct Fleet {
     pub(crate) connecting: Duration,
 }
 
+/// The moments at which devices send, in the order of their logins.
+pub(crate) struct Timetable {
+    started: Instant,
+    schedules: Vec<Schedule>,
+}
+
+impl Timetable {
+    /// How long after its moment a device's message has arrived `at` this one, if that moment is in the
+    /// measured time.
+    pub(crate) fn took(&self, device: usize, number: u64, at: Instant) -> Option<Duration> {
+        let threads = self.schedules.len().max(1);
+        let schedule = self.schedules.get(device % threads)?;
+        schedule.took((device / threads) as u64, number, at - self.started)
+    }
+}
+
 /// What a worker and whoever waits for it tell each other.
 #[derive(Default)]
 struct Shared {
@@ -107,10 +123,19 @@ impl Fleet {
         load: &Load,
         cpu: impl Fn() -> Result<Duration>,
     ) -> Result<Measured> {
+        self.run_from(Instant::now(), load, cpu)
+    }
+
+    /// The same, where the fixed moments count from `started`, which is now.
+    pub(crate) fn run_from(
+        &mut self,
+        started: Instant,
+        load: &Load,
+        cpu: impl Fn() -> Result<Duration>,
+    ) -> Result<Measured> {
         let content = Content::new(load.bytes, load.phase);
         let shared: Vec<Shared> = self.workers.iter().map(|_| Shared::default()).collect();
         let connections: usize = self.workers.iter().map(Worker::connections).sum();
-        let started = Instant::now();
         thread::scope(|scope| {
             let handles: Vec<_> = self
                 .workers
@@ -157,6 +182,18 @@ impl Fleet {
                 unsent,
             })
         })
+    }
+
+    /// When each device sends, for whoever sees its messages at their other end. Of devices that have
+    /// not sent yet.
+    pub(crate) fn timetable(&self, started: Instant, load: &Load, per_second: u64) -> Timetable {
+        let connections: Vec<usize> = self.workers.iter().map(Worker::connections).collect();
+        let of_all = connections.iter().sum();
+        let schedule = |&share| Schedule::new(started, load, per_second, (share, of_all));
+        Timetable {
+            started,
+            schedules: connections.iter().map(schedule).collect(),
+        }
     }
 
     /// Messages acknowledged so far on each connection, in the order of the logins.

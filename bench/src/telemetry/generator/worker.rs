@@ -93,14 +93,8 @@ impl Worker {
         match load.pace {
             Pace::InFlight(count) => self.run_closed(count, content, shared),
             Pace::PerSecond(rate) => {
-                let share = self.connections.len() as f64 / connections_of_all.max(1) as f64;
-                let schedule = Schedule {
-                    per_second: rate as f64 * share,
-                    connections: self.connections.len() as u64,
-                    started,
-                    measured_from: load.warm,
-                    measured_to: load.warm + load.measured,
-                };
+                let share = (self.connections.len(), connections_of_all);
+                let schedule = Schedule::new(started, load, rate, share);
                 self.run_open(&schedule, content, shared)
             }
         }
@@ -172,10 +166,8 @@ impl Worker {
                 let now = schedule.started.elapsed();
                 let first = first.get(place).copied().unwrap_or_default();
                 for number in before..before + count {
-                    let intended = schedule.intended(place as u64, number - first);
-                    if intended >= schedule.measured_from && intended < schedule.measured_to {
-                        let took = now.saturating_sub(intended).as_micros();
-                        latency.record(u64::try_from(took).unwrap_or(u64::MAX))?;
+                    if let Some(took) = schedule.took(place as u64, number - first, now) {
+                        latency.record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX))?;
                     }
                 }
             }
@@ -213,7 +205,7 @@ impl Worker {
 }
 
 /// The fixed moments at which one thread's connections send, one after the other.
-struct Schedule {
+pub(super) struct Schedule {
     per_second: f64,
     connections: u64,
     started: Instant,
@@ -222,6 +214,30 @@ struct Schedule {
 }
 
 impl Schedule {
+    /// The schedule of a thread that has so many of all connections, which send `rate` messages a
+    /// second together.
+    pub(super) fn new(
+        started: Instant,
+        load: &Load,
+        rate: u64,
+        (connections, of_all): (usize, usize),
+    ) -> Self {
+        Self {
+            per_second: rate as f64 * connections as f64 / of_all.max(1) as f64,
+            connections: connections as u64,
+            started,
+            measured_from: load.warm,
+            measured_to: load.warm + load.measured,
+        }
+    }
+
+    /// How long after its moment a message has arrived `now`, if that moment is in the measured time.
+    pub(super) fn took(&self, connection: u64, number: u64, now: Duration) -> Option<Duration> {
+        let intended = self.intended(connection, number);
+        let is_measured = (self.measured_from..self.measured_to).contains(&intended);
+        is_measured.then(|| now.saturating_sub(intended))
+    }
+
     /// When a connection's message is to be sent, since the start.
     fn intended(&self, connection: u64, number: u64) -> Duration {
         let index = number * self.connections + connection;
