@@ -6,6 +6,7 @@
 //! ```
 
 mod c2d;
+mod growth;
 mod http;
 mod million;
 mod null;
@@ -31,6 +32,8 @@ enum Bench {
     C2d(c2d::Arguments),
     /// Messages from devices, durably, beside a server that stores nothing.
     Telemetry(telemetry::Arguments),
+    /// The rate of telemetry where partitions, connections, payloads or the log grow, drawn as plots.
+    Growth(growth::Arguments),
     /// That server.
     #[command(hide = true)]
     Null(null::Arguments),
@@ -43,6 +46,7 @@ async fn main() -> ExitCode {
     let outcome = match Arguments::parse().bench {
         Bench::C2d(arguments) => c2d::run(arguments).await,
         Bench::Telemetry(arguments) => telemetry::run(arguments).await,
+        Bench::Growth(arguments) => growth::run(arguments).await,
         Bench::Null(arguments) => null::run(arguments).await,
         Bench::Million(arguments) => million::run(arguments).await,
     };

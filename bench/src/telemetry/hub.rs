@@ -18,10 +18,14 @@ use rustls::client::Resumption;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
+use tokio::task::block_in_place;
 
-use super::generator::{Content, Login, Target, push_length};
+use super::generator::{Content, Fleet, Load, Login, Pace, Target, push_length};
 use crate::process::cpu_time;
 use crate::registration::{KEY, import};
+
+/// Devices that fill a log.
+const FILLERS: usize = 200;
 
 /// A hub of its own, in a folder that goes with it.
 pub(crate) struct Hub {
@@ -32,12 +36,24 @@ pub(crate) struct Hub {
 impl Hub {
     /// Starts a hub with a new store and so many devices.
     pub(crate) async fn start(binary: &Path, devices: usize) -> Result<Self> {
+        Self::start_with(binary, devices, &[]).await
+    }
+
+    /// The same, with settings of its configuration, `key=value`.
+    pub(crate) async fn start_with(
+        binary: &Path,
+        devices: usize,
+        settings: &[&str],
+    ) -> Result<Self> {
         let folder = tempfile::Builder::new()
             .prefix("fieldpost-bench-")
             .tempdir()?;
         let mut process = HubProcess::new(binary, folder.path());
         process.set("listeners.mqtt.enabled=true");
         process.set(&format!("listeners.mqtt.address={}", process.at(0).ip()));
+        for setting in settings {
+            process.set(setting);
+        }
         process.start().await?;
         if devices > 0 {
             import(&process, folder.path(), (0..devices).map(name)).await?;
@@ -51,6 +67,11 @@ impl Hub {
         Ok(())
     }
 
+    /// Ends the hub as a crash would.
+    pub(crate) async fn kill(&mut self) -> Result<()> {
+        self.process.kill().await
+    }
+
     /// Starts it anew, with its store.
     pub(crate) async fn start_again(&mut self) -> Result<()> {
         self.process.start().await
@@ -60,9 +81,44 @@ impl Hub {
         self.folder.path()
     }
 
-    /// The folder of the event log's segments.
-    pub(crate) fn log(&self) -> PathBuf {
-        self.process.data().join("store/log")
+    /// Sends large messages until the event log has so many gigabytes.
+    pub(crate) fn fill_log(&self, gigabytes: f64, threads: usize) -> Result<()> {
+        let logins = self.logins(FILLERS, false)?;
+        let load = Load {
+            pace: Pace::InFlight(16),
+            bytes: 4096,
+            phase: 0,
+            warm: Duration::ZERO,
+            measured: Duration::from_millis(500),
+        };
+        block_in_place(|| {
+            let mut fleet = Fleet::connect(&self.plain(), &logins, threads, FILLERS)?;
+            while (self.log_bytes()? as f64) < gigabytes * 1e9 {
+                fleet.run(&load, || cpu_time(self.pid()?))?;
+            }
+            Ok(())
+        })
+    }
+
+    fn log_bytes(&self) -> Result<u64> {
+        let sizes = self.segments()?.into_iter().map(|segment| {
+            let bytes = std::fs::metadata(segment)?.len();
+            anyhow::Ok(bytes)
+        });
+        sizes.sum()
+    }
+
+    /// The files of the event log.
+    pub(crate) fn segments(&self) -> Result<Vec<PathBuf>> {
+        let folder = self.process.data().join("store/log");
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|it| it == "segment") {
+                files.push(path);
+            }
+        }
+        Ok(files)
     }
 
     pub(crate) fn pid(&self) -> Result<u32> {

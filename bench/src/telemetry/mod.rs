@@ -4,8 +4,8 @@
 //! shared with the generator.
 
 mod disk;
-mod generator;
-mod hub;
+pub(crate) mod generator;
+pub(crate) mod hub;
 mod idle;
 mod readers;
 mod spike;
@@ -87,6 +87,8 @@ enum Row {
     Idle,
     /// From launch to ready, size of the binary, memory of a hub that does nothing.
     Start,
+    /// From launch to ready with a large log and a million devices.
+    StartFull,
 }
 
 impl Row {
@@ -97,7 +99,12 @@ impl Row {
     fn is_throughput(self) -> bool {
         !matches!(
             self,
-            Self::Spike | Self::Readers | Self::CatchUp | Self::Idle | Self::Start
+            Self::Spike
+                | Self::Readers
+                | Self::CatchUp
+                | Self::Idle
+                | Self::Start
+                | Self::StartFull
         )
     }
 }
@@ -152,6 +159,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     };
     if arguments.wants(Row::Start) {
         start::run(&arguments, &mut report).await?;
+    }
+    if arguments.wants(Row::StartFull) {
+        start::full(&arguments, &mut report).await?;
     }
     if arguments.rows.iter().any(|row| row.is_throughput()) {
         throughput::run(&arguments, &mut report).await?;

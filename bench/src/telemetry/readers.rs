@@ -1,7 +1,6 @@
 //! Events on their way to readers: what each costs the hub, how late it is there, and how fast a backlog
 //! is read while devices go on sending.
 
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -251,7 +250,7 @@ async fn catch_up(arguments: &Arguments, report: &mut Report) -> Result<()> {
         }
         Ok(())
     })?;
-    let segments = segments(&hub.log())?;
+    let segments = hub.segments()?;
     let (log_bytes, disk_rate) = block_in_place(|| disk::read_past_cache(&segments))?;
 
     let mut asked = hub.reader().await?;
@@ -329,15 +328,4 @@ async fn read_backlog(mut reader: Reader, partition: String, behind: u64) -> Res
         }
     }
     Ok(())
-}
-
-fn segments(log: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(log).with_context(|| log.display().to_string())? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|it| it == "segment") {
-            files.push(path);
-        }
-    }
-    Ok(files)
 }

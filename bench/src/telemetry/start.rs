@@ -13,6 +13,10 @@ use crate::process::resident_bytes;
 /// How long a hub is left alone before its memory is looked at.
 const SETTLED: Duration = Duration::from_secs(2);
 
+/// What a full store holds.
+const DEVICES: usize = 1_000_000;
+const LOG_GB: f64 = 10.0;
+
 pub(super) async fn run(arguments: &Arguments, report: &mut Report) -> Result<()> {
     let (mut first, mut again, mut memory) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..arguments.rounds {
@@ -39,6 +43,36 @@ pub(super) async fn run(arguments: &Arguments, report: &mut Report) -> Result<()
         json!({
             "new_store_ms": first, "empty_store_ms": again, "binary_mb": size, "stripped_mb": stripped,
             "idle_resident_mb": memory,
+        }),
+    );
+    Ok(())
+}
+
+/// Starts after a stop and after a crash, with what a machine may hold.
+pub(super) async fn full(arguments: &Arguments, report: &mut Report) -> Result<()> {
+    let mut hub = Hub::start(&arguments.fieldpost, DEVICES).await?;
+    hub.fill_log(LOG_GB, arguments.threads)?;
+    let (mut stopped, mut killed) = (Vec::new(), Vec::new());
+    for _ in 0..arguments.rounds {
+        hub.stop().await?;
+        let begun = Instant::now();
+        hub.start_again().await?;
+        stopped.push(begun.elapsed().as_secs_f64() * 1e3);
+        hub.kill().await?;
+        let begun = Instant::now();
+        hub.start_again().await?;
+        killed.push(begun.elapsed().as_secs_f64() * 1e3);
+    }
+    let memory = resident_bytes(hub.pid()?)? as f64 / 1e6;
+    let (stopped, killed) = (median(stopped.into_iter()), median(killed.into_iter()));
+    report.row(
+        "start-full",
+        &format!(
+            "launch to ready with {LOG_GB} GB of log and {DEVICES} devices: {stopped:.0} ms after a stop, {killed:.0} ms \
+             after SIGKILL (aim: 3000); {memory:.1} MB resident then"
+        ),
+        json!({
+            "log_gb": LOG_GB, "devices": DEVICES, "stopped_ms": stopped, "killed_ms": killed, "resident_mb": memory,
         }),
     );
     Ok(())
