@@ -473,8 +473,15 @@ impl Scanner<'_> {
         } else if let Some(at) = self.gap {
             let last = self.found.last_group;
             let block = self.window.get(at, BLOCK_BYTES)?;
-            if let Some(number) = group::resembles(block, self.segment, last) {
-                let bytes = group::peek(block).map_or(0, |header| u64::from(header.bytes));
+            let header = group::peek(block).ok();
+            // Nothing but the mark of the next opening comes behind a log that was closed, and it names
+            // what it follows. All else was left by an earlier use of the file.
+            let may_follow = self.found.last_kind != Some(GroupKind::Closed)
+                || (header.as_ref()).is_some_and(|header| Some(header.last_durable) == last);
+            if let Some(number) = group::resembles(block, self.segment, last)
+                && may_follow
+            {
+                let bytes = header.map_or(0, |header| u64::from(header.bytes));
                 let to = at + to_block(bytes.max(1));
                 self.found.torn = Some(self.damage(at, to, torn(number), Vec::new()));
             }

@@ -272,6 +272,28 @@ fn an_end_that_a_crash_left_is_no_damage() {
 }
 
 #[test]
+fn what_was_left_behind_a_closed_log_is_not_taken_for_torn() {
+    let bench = Bench::new();
+    bench.append(0, &[b"one"]);
+    bench.close();
+    let disk = bench.disk.copy();
+    disk.tamper(FIRST, |content| {
+        // The header, the mark of opening, the group, the mark of closing; then a group with a larger
+        // number than any, which a device may have sent within a group that was torn.
+        let mut left = content[8192..12_288].to_vec();
+        assert!(left.starts_with(b"FPLG"));
+        left[16..24].copy_from_slice(&1000_u64.to_le_bytes());
+        left[24..32].copy_from_slice(&900_u64.to_le_bytes());
+        content[16_384..20_480].copy_from_slice(&left);
+    });
+    let again = Bench::open(&disk, Arc::clone(&bench.clock), &small(), false).unwrap();
+    let report = &again.report;
+    assert_eq!((report.clean, report.torn.clone()), (true, None));
+    again.append(0, &[b"two"]);
+    assert_eq!(again.reopen().read_all(0).unwrap(), ["one", "two"]);
+}
+
+#[test]
 fn a_header_over_the_records_of_another_group_is_torn() {
     // Both records stand in blocks of their own: 4,096 bytes with header, table and frame.
     let written = |partition: u16, seed: u64| {
