@@ -188,15 +188,17 @@ impl Bench<'_> {
         let disturbed = median(hubs.iter().map(|round| round.disturbed_cores));
         let unsent: u64 = hubs.iter().map(|round| round.unsent).sum();
         let cpu = median(hubs.iter().map(Measured::cpu_us));
+        let null_cpu = median(nulls.iter().map(Measured::cpu_us));
         report.row(
             "latency",
             &format!(
                 "{per_second}/s offered at fixed moments by 200 connections, 256 B: hub {rate:.0}/s, {cpu:.2} us CPU \
-                 per message, latency in ms {hub} (aim: p99 5); null server {beside}; {unsent} not sent in time; \
+                 per message, latency in ms {hub} (aim: p99 5); null server {beside}, {null_cpu:.2} us; {unsent} not sent in time; \
                  {disturbed:.2} cores taken by others"
             ),
             json!({
-                "offered_per_second": per_second, "per_second": rate, "cpu_us": cpu, "unsent": unsent,
+                "offered_per_second": per_second, "per_second": rate, "cpu_us": cpu, "null_cpu_us": null_cpu,
+                "unsent": unsent,
                 "disturbed_cores": disturbed,
                 "hub_ms": hub.json(), "null_ms": beside.json(),
             }),
