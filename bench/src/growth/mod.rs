@@ -102,8 +102,9 @@ impl Bench {
         for count in PARTITIONS {
             let setting = format!("hub.partition_count={count}");
             let binary = &self.arguments.fieldpost;
-            let hub = Hub::start_with(binary, SHAPE.connections, &[&setting]).await?;
+            let mut hub = Hub::start_with(binary, SHAPE.connections, &[&setting]).await?;
             points.push(self.point(&hub, SHAPE, format!("{count}"), "partitions")?);
+            hub.kill().await?;
         }
         let title = "200 connections, 16 in flight each, 256 B";
         self.draw("partitions", title, "partitions", Unit::Messages, &points)
@@ -111,7 +112,7 @@ impl Bench {
 
     async fn connections(&self) -> Result<()> {
         let most = CONNECTIONS.into_iter().max().unwrap_or(0);
-        let hub = Hub::start(&self.arguments.fieldpost, most).await?;
+        let mut hub = Hub::start(&self.arguments.fieldpost, most).await?;
         let mut points = Vec::new();
         for connections in CONNECTIONS {
             let shape = Shape {
@@ -121,12 +122,13 @@ impl Bench {
             };
             points.push(self.point(&hub, shape, format!("{connections}"), "connections")?);
         }
+        hub.kill().await?;
         let title = "4 in flight on each connection, 256 B";
         self.draw("connections", title, "connections", Unit::Messages, &points)
     }
 
     async fn bytes(&self) -> Result<()> {
-        let hub = Hub::start(&self.arguments.fieldpost, SHAPE.connections).await?;
+        let mut hub = Hub::start(&self.arguments.fieldpost, SHAPE.connections).await?;
         let mut points = Vec::new();
         for bytes in BYTES {
             let shape = Shape {
@@ -140,6 +142,7 @@ impl Bench {
             };
             points.push(self.point(&hub, shape, label, "payload")?);
         }
+        hub.kill().await?;
         let title = "200 connections, 4 in flight each";
         self.draw("payload", title, "payload", Unit::Megabytes, &points)
     }
@@ -157,6 +160,7 @@ impl Bench {
             points.push(self.point(&hub, SHAPE, format!("{gigabytes} GB"), "log")?);
             say(&format!("from launch to ready with it: {start:.0} ms"));
         }
+        hub.kill().await?;
         let title = "200 connections, 16 in flight each, 256 B";
         self.draw("log", title, "log", Unit::Messages, &points)?;
         Plot {

@@ -35,7 +35,7 @@ pub(crate) struct Arguments {
 const READ_BYTES: usize = 256 * 1024;
 
 /// The longest packet taken: a message of the longest kind with its topic.
-const PACKET_BYTES_MAX: usize = READ_BYTES / 2;
+const PACKET_BYTES_MAX: usize = 272 * 1024;
 
 const WAKE: Token = Token(usize::MAX);
 

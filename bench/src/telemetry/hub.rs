@@ -67,7 +67,7 @@ impl Hub {
         Ok(())
     }
 
-    /// Ends the hub as a crash would.
+    /// Ends the hub as a crash would, and returns when its ports are free.
     pub(crate) async fn kill(&mut self) -> Result<()> {
         self.process.kill().await
     }

@@ -119,7 +119,7 @@ async fn watch(reader: &mut Reader, seen: &Seen, late: &Mutex<Histogram<u64>>) -
 
 /// What a reader on each partition adds, at fixed moments and in a closed loop.
 async fn readers(arguments: &Arguments, report: &mut Report) -> Result<()> {
-    let hub = Hub::start(&arguments.fieldpost, DEVICES).await?;
+    let mut hub = Hub::start(&arguments.fieldpost, DEVICES).await?;
     for (name, pace) in [
         ("readers", Pace::PerSecond(CALM)),
         ("readers-closed-loop", Pace::InFlight(IN_FLIGHT)),
@@ -138,7 +138,7 @@ async fn readers(arguments: &Arguments, report: &mut Report) -> Result<()> {
         }
         show(name, pace, &unread, &read, report);
     }
-    Ok(())
+    hub.kill().await
 }
 
 async fn send(
