@@ -47,12 +47,14 @@ impl Plot<'_> {
         let mut chart = ChartBuilder::on(root)
             .caption(self.title, ("sans-serif", 16))
             .margin(12)
+            .margin_right(36)
             .x_label_area_size(44)
             .y_label_area_size(84)
             .build_cartesian_2d(0..last, 0.0..most * 1.1)?;
         chart
             .configure_mesh()
             .disable_x_mesh()
+            .light_line_style(TRANSPARENT)
             .x_labels(self.labels.len())
             .x_desc(self.axis)
             .y_desc(self.unit)
@@ -61,7 +63,9 @@ impl Plot<'_> {
             .draw()?;
         for ((name, values), color) in self.lines.iter().zip(COLORS) {
             let points = || (0..).zip(values.iter().copied());
-            let mark = move |(x, y): (i32, i32)| PathElement::new([(x, y), (x + 16, y)], color);
+            let mark = move |(x, y): (i32, i32)| {
+                PathElement::new([(x, y), (x + 16, y)], color.stroke_width(2))
+            };
             chart
                 .draw_series(LineSeries::new(points(), color.stroke_width(2)))?
                 .label(*name)
@@ -71,6 +75,7 @@ impl Plot<'_> {
         if self.lines.len() > 1 {
             chart
                 .configure_series_labels()
+                .position(SeriesLabelPosition::UpperLeft)
                 .background_style(WHITE)
                 .border_style(BLACK)
                 .draw()?;
