@@ -7,7 +7,6 @@
 
 mod c2d;
 mod growth;
-mod http;
 mod million;
 mod null;
 mod payload;

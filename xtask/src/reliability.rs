@@ -44,8 +44,11 @@ const PARTS: &[Part] = &[
     },
     Part {
         name: "kill",
-        title: "Kill rounds",
-        marks: &[" records checked; "],
+        title: "Kill rounds, power cuts of a whole hub",
+        marks: &[
+            " records checked; ",
+            " images of power cuts of a whole hub in ",
+        ],
     },
 ];
 

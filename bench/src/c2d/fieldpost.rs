@@ -12,8 +12,8 @@ use fieldpost_testkit::hub::{HubProcess, now};
 
 use super::Load;
 use super::devices::Login;
-use crate::http::metric;
 use crate::registration::{KEY, import};
+use fieldpost_testkit::http::metric;
 
 /// The hub's own count of messages that devices have completed, durably.
 const COMPLETED: &str =

@@ -18,8 +18,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, Interval, interval_at};
 
 use super::hub::{Hub, Registry};
-use crate::http;
 use crate::payload::Payload;
+use fieldpost_testkit::http;
 
 /// Devices that publish, and how often each does.
 const PUBLISHERS: u32 = 50;

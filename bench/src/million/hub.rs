@@ -9,12 +9,13 @@ use anyhow::{Context, Result, ensure};
 use fieldpost_client::token::{KeyRule, sign};
 use fieldpost_client::{ConnectionString, DeviceOptions, Service, ServiceOptions};
 use fieldpost_model::Timestamp;
+use fieldpost_testkit::admin::Admin;
 use fieldpost_testkit::hub::{HubProcess, now};
 use serde_json::{Value, json};
 
-use crate::http::{self, Response};
 use crate::process::{cpu_time, peak_resident_bytes, resident_bytes};
 use crate::registration::{KEY, import};
+use fieldpost_testkit::http::{self, Response};
 
 /// A hub process whose clock can be moved.
 pub(super) struct Hub {
@@ -169,10 +170,7 @@ impl Hub {
 
     /// What the admin API takes to update devices, for a task of its own.
     pub(super) fn registry(&self) -> Result<Registry> {
-        Ok(Registry {
-            address: self.process.at(9640),
-            authorization: self.authorization()?,
-        })
+        Ok(Registry(Admin::of(&self.process)?))
     }
 
     /// The causes of all dead letters, and how many there are of each.
@@ -208,21 +206,15 @@ impl Hub {
         headers: &[(&str, &str)],
         body: Option<Value>,
     ) -> Result<Response> {
-        self.registry()?.request(method, path, headers, body).await
-    }
-
-    fn authorization(&self) -> Result<String> {
-        let token = std::fs::read_to_string(self.process.data().join("admin-token"))?;
-        Ok(format!("Bearer {}", token.trim()))
+        Admin::of(&self.process)?
+            .request(method, path, headers, body)
+            .await
     }
 }
 
-/// The admin API of a running hub.
+/// The registry of a running hub.
 #[derive(Clone)]
-pub(super) struct Registry {
-    address: SocketAddr,
-    authorization: String,
-}
+pub(super) struct Registry(Admin);
 
 impl Registry {
     /// Updates a device, durably.
@@ -235,28 +227,12 @@ impl Registry {
         });
         let path = format!("/api/devices/{name}");
         let any = [("If-Match", "*")];
-        let response = self.request("PUT", &path, &any, Some(body)).await?;
+        let response = self.0.request("PUT", &path, &any, Some(body)).await?;
         ensure!(
             response.status == 200,
             "an update was answered {}",
             response.status
         );
         Ok(())
-    }
-
-    async fn request(
-        &self,
-        method: &str,
-        path: &str,
-        headers: &[(&str, &str)],
-        body: Option<Value>,
-    ) -> Result<Response> {
-        let body = body.map(|body| body.to_string()).unwrap_or_default();
-        let mut all = vec![
-            ("Authorization", self.authorization.as_str()),
-            ("Content-Type", "application/json"),
-        ];
-        all.extend_from_slice(headers);
-        http::request(self.address, method, path, &all, body.as_bytes()).await
     }
 }

@@ -16,7 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A hub process and where its parts are.
 pub struct HubProcess {
     binary: PathBuf,
-    folder: PathBuf,
+    data: PathBuf,
+    log_file: PathBuf,
     address: IpAddr,
     settings: Vec<String>,
     child: Option<Child>,
@@ -24,16 +25,23 @@ pub struct HubProcess {
 
 impl HubProcess {
     /// A hub, not started yet, with its data and log in `folder`.
-    ///
-    /// SDKs have their ports compiled in, so every hub needs an address of its own: it is made from
-    /// this process's id.
     #[must_use]
     pub fn new(binary: &Path, folder: &Path) -> Self {
+        Self::numbered(binary, &folder.join("data"), &folder.join("hub.log"), 0)
+    }
+
+    /// A hub, not started yet, with its own number among those of this process that run at a time.
+    ///
+    /// SDKs have their ports compiled in, so every hub needs an address of its own: it is made from
+    /// this process's id and the number.
+    #[must_use]
+    pub fn numbered(binary: &Path, data: &Path, log_file: &Path, number: u8) -> Self {
         let [.., high, low] = std::process::id().to_be_bytes();
         Self {
             binary: binary.to_owned(),
-            folder: folder.to_owned(),
-            address: Ipv4Addr::new(127, 192 | (high & 63), low, 1).into(),
+            data: data.to_owned(),
+            log_file: log_file.to_owned(),
+            address: Ipv4Addr::new(127, 192 | (high & 63), low, number.saturating_add(1)).into(),
             settings: Vec::new(),
             child: None,
         }
@@ -53,7 +61,7 @@ impl HubProcess {
     /// The data directory.
     #[must_use]
     pub fn data(&self) -> PathBuf {
-        self.folder.join("data")
+        self.data.clone()
     }
 
     /// Where `listener` of this hub is.
@@ -85,7 +93,7 @@ impl HubProcess {
         let log = std::fs::File::options()
             .create(true)
             .append(true)
-            .open(self.log_file())?;
+            .open(&self.log_file)?;
         let mut command = Command::new(&self.binary);
         command.arg("serve").arg("--data").arg(self.data());
         command.arg("--host-name").arg(self.address.to_string());
@@ -201,11 +209,7 @@ impl HubProcess {
     /// What the hub has printed and logged so far.
     #[must_use]
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.log_file()).unwrap_or_default()
-    }
-
-    fn log_file(&self) -> PathBuf {
-        self.folder.join("hub.log")
+        std::fs::read_to_string(&self.log_file).unwrap_or_default()
     }
 }
 

@@ -6,11 +6,17 @@
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use fieldpost_client::{Reader, ReaderOptions, Start};
+
+/// Longest wait for everything to be read.
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// The ledger. Kept outside the hub's process.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Ledger {
     /// Per sender: how many of its messages are acknowledged (all numbers below).
     acknowledged: BTreeMap<String, u64>,
@@ -127,6 +133,12 @@ impl Ledger {
         self.shown.values().map(|events| events.len() as u64).sum()
     }
 
+    /// Of each sender, how many messages were shown.
+    pub fn appeared(&self) -> impl Iterator<Item = (&str, u64)> {
+        let appeared = self.appeared.iter();
+        appeared.map(|(sender, (_, next))| (sender.as_str(), *next))
+    }
+
     /// What is owed now: per sender, how many of its messages are acknowledged.
     #[must_use]
     pub fn owed(&self) -> BTreeMap<String, u64> {
@@ -142,6 +154,70 @@ impl Ledger {
             .map(|(sender, _)| (sender.clone(), appeared(sender.as_str())))
             .collect()
     }
+}
+
+/// Reads what is in the log now, or what came since it was last read, and shows it to the ledger.
+///
+/// Senders are devices, whose events end in their number as text.
+///
+/// # Errors
+/// When the log cannot be read, the ledger does not agree with it, or something acknowledged is not there.
+pub async fn read_all(
+    options: &ReaderOptions,
+    ledger: &Mutex<Ledger>,
+    from_the_beginning: bool,
+) -> Result<()> {
+    // What is acknowledged now must be among what is read now.
+    let owed = lock(ledger).owed();
+    let mut reader = Reader::connect(options).await?;
+    // Senders go on while this reads, so each partition has an end of its own to be read up to.
+    let mut unread = HashMap::new();
+    for partition in reader.partitions().await? {
+        let end = reader.next_sequence(&partition).await?;
+        let shown = lock(ledger).shown(&partition);
+        ensure!(
+            end >= shown,
+            "partition {partition} became shorter: {end} after {shown}"
+        );
+        let from = if from_the_beginning { 0 } else { shown };
+        if end > from {
+            reader.receive(&partition, Start::Sequence(from)).await?;
+            unread.insert(partition, end);
+        }
+    }
+    let reading = async {
+        while !unread.is_empty() {
+            let event = reader.next().await?;
+            let body = std::str::from_utf8(&event.body)?;
+            let sender = event
+                .device_id
+                .as_deref()
+                .context("an event without a device")?;
+            // Raw devices write their name before the number, SDK clients the number alone.
+            let number = body.rsplit(' ').next().unwrap_or_default().parse()?;
+            lock(ledger).show(&event.partition, event.sequence, sender, number)?;
+            if unread
+                .get(&event.partition)
+                .is_some_and(|end| event.sequence + 1 >= *end)
+            {
+                unread.remove(&event.partition);
+            }
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(PATIENCE, reading)
+        .await
+        .context("reading takes too long")??;
+    let lost = lock(ledger).lost(&owed);
+    ensure!(
+        lost.is_empty(),
+        "acknowledged and not there, from these numbers on: {lost:?}"
+    );
+    Ok(())
+}
+
+fn lock(ledger: &Mutex<Ledger>) -> MutexGuard<'_, Ledger> {
+    ledger.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

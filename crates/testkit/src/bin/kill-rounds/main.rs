@@ -8,7 +8,6 @@
 
 mod commands;
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,9 +16,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use fieldpost_client::device::DeviceError;
-use fieldpost_client::{Device, DeviceOptions, Reader, ReaderOptions, Start};
+use fieldpost_client::{Device, DeviceOptions, ReaderOptions};
 use fieldpost_testkit::hub::{HubProcess, now};
-use fieldpost_testkit::ledger::Ledger;
+use fieldpost_testkit::ledger::{Ledger, read_all};
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
@@ -155,7 +154,7 @@ async fn rounds(
         tokio::time::sleep(life).await;
         hub.kill().await?;
         hub.start().await?;
-        read_all(hub, ledger, false).await?;
+        read_all(&reader_options(hub).await?, ledger, false).await?;
         let (accepted, delivered) = commands.so_far()?;
         let ledger = lock(ledger);
         say(&format!(
@@ -188,7 +187,7 @@ async fn rounds(
 
     let to_devices = commands.end().await?;
 
-    read_all(hub, ledger, true).await?;
+    read_all(&reader_options(hub).await?, ledger, true).await?;
     let status = hub.stop().await?;
     ensure!(status.success(), "the hub ended with {status}");
     let verified = hub.run(&["verify"]).await?;
@@ -305,63 +304,15 @@ async fn await_progress(ledger: &SharedLedger, name: &str, before: u64) -> Resul
     Ok(())
 }
 
-/// Reads what is new, or everything, up to the present end, and checks that nothing is lost.
-async fn read_all(hub: &HubProcess, ledger: &SharedLedger, from_the_beginning: bool) -> Result<()> {
-    // What is acknowledged now must be among what is read now.
-    let owed = lock(ledger).owed();
+async fn reader_options(hub: &HubProcess) -> Result<ReaderOptions> {
     let (_, connection_string) = hub.connection_string(None).await?;
-    let mut reader = Reader::connect(&ReaderOptions {
+    Ok(ReaderOptions {
         connection_string,
         address: Some(hub.at(5671)),
         trust: hub.trust()?,
         consumer_group: "$Default".to_owned(),
         now: now(),
     })
-    .await?;
-    // Senders go on while this reads, so each partition has an end of its own to be read up to.
-    let mut unread = HashMap::new();
-    for partition in reader.partitions().await? {
-        let end = reader.next_sequence(&partition).await?;
-        let shown = lock(ledger).shown(&partition);
-        ensure!(
-            end >= shown,
-            "partition {partition} became shorter: {end} after {shown}"
-        );
-        let from = if from_the_beginning { 0 } else { shown };
-        if end > from {
-            reader.receive(&partition, Start::Sequence(from)).await?;
-            unread.insert(partition, end);
-        }
-    }
-    let reading = async {
-        while !unread.is_empty() {
-            let event = reader.next().await?;
-            let body = std::str::from_utf8(&event.body)?;
-            let sender = event
-                .device_id
-                .as_deref()
-                .context("an event without a device")?;
-            // Raw devices write their name before the number, SDK clients the number alone.
-            let number = body.rsplit(' ').next().unwrap_or_default().parse()?;
-            lock(ledger).show(&event.partition, event.sequence, sender, number)?;
-            if unread
-                .get(&event.partition)
-                .is_some_and(|end| event.sequence + 1 >= *end)
-            {
-                unread.remove(&event.partition);
-            }
-        }
-        anyhow::Ok(())
-    };
-    tokio::time::timeout(PATIENCE, reading)
-        .await
-        .context("reading takes too long")??;
-    let lost = lock(ledger).lost(&owed);
-    ensure!(
-        lost.is_empty(),
-        "acknowledged and not there, from these numbers on: {lost:?}"
-    );
-    Ok(())
 }
 
 /// Numbers that look random and follow from a seed (SplitMix64).

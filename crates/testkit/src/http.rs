@@ -7,15 +7,18 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// What a hub answered.
-pub(crate) struct Response {
-    pub(crate) status: u16,
+pub struct Response {
+    /// The status code.
+    pub status: u16,
     head: String,
-    pub(crate) body: Vec<u8>,
+    /// The body, whole.
+    pub body: Vec<u8>,
 }
 
 impl Response {
     /// The value of a header, whose name is given in lower case.
-    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
         let lines = self.head.lines().filter_map(|line| line.split_once(':'));
         let mut values = lines.filter(|(known, _)| known.eq_ignore_ascii_case(name));
         values.next().map(|(_, value)| value.trim())
@@ -26,7 +29,7 @@ impl Response {
 ///
 /// # Errors
 /// When there is no connection, or no answer in HTTP/1.1.
-pub(crate) async fn request(
+pub async fn request(
     address: SocketAddr,
     method: &str,
     path: &str,
@@ -63,7 +66,7 @@ pub(crate) async fn request(
 ///
 /// # Errors
 /// When the hub does not answer, or the metric is not a whole number.
-pub(crate) async fn metric(address: SocketAddr, name: &str) -> Result<u64> {
+pub async fn metric(address: SocketAddr, name: &str) -> Result<u64> {
     let response = request(address, "GET", "/metrics", &[], b"").await?;
     let text = String::from_utf8(response.body)?;
     let mut lines = text.lines();

@@ -4,19 +4,19 @@ use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::fmt;
 use std::fs;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::power::disk::{
-    Change, Content, Disk, File, Folder, Inode, Node, PAGE, Promises, Renaming,
-};
+use super::disk::{Change, Content, Disk, File, Folder, Inode, Node, PAGE, Promises, Renaming};
 
 /// Random numbers from a seed.
 #[derive(Clone)]
-pub(crate) struct Chance(u64);
+pub struct Chance(u64);
 
 impl Chance {
-    pub(crate) fn new(seed: u64) -> Self {
+    /// The same seed gives the same numbers.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
@@ -30,7 +30,7 @@ impl Chance {
     }
 
     /// Less than `bound`, which is not 0.
-    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+    pub fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
 
@@ -46,8 +46,10 @@ impl Chance {
 
 /// What is left of the data that was not synced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Data {
+pub enum Data {
+    /// Nothing.
     None,
+    /// Everything.
     All,
     /// The first so many writes; of the next one a part, up to a sector or page.
     Prefix,
@@ -59,8 +61,10 @@ pub(crate) enum Data {
 
 /// What is left of the names that were not synced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Names {
+pub enum Names {
+    /// Nothing.
     None,
+    /// Everything.
     All,
     /// Of each folder the first so many steps.
     Prefix,
@@ -70,14 +74,16 @@ pub(crate) enum Names {
 
 /// How an image is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Mode {
-    pub(crate) data: Data,
-    pub(crate) names: Names,
+pub struct Mode {
+    /// What is left of data.
+    pub data: Data,
+    /// What is left of names.
+    pub names: Names,
 }
 
 impl Mode {
     /// The modes take turns.
-    pub(crate) fn of(number: usize) -> Self {
+    pub(super) fn of(number: usize) -> Self {
         Self {
             data: match number % 5 {
                 0 => Data::None,
@@ -96,7 +102,7 @@ impl Mode {
     }
 
     /// How many there are.
-    pub(crate) const COUNT: usize = 20;
+    pub(super) const COUNT: usize = 20;
 }
 
 impl fmt::Display for Mode {
@@ -110,7 +116,7 @@ impl fmt::Display for Mode {
 const SHARED: &str = "tables";
 
 /// Writes images of one disk.
-pub(crate) struct Images {
+pub(super) struct Images {
     shared: PathBuf,
     /// Durable files that stand in the folder `shared`, and how long each is.
     kept: HashMap<Inode, u64>,
@@ -118,7 +124,7 @@ pub(crate) struct Images {
 
 impl Images {
     /// `shared` is a folder beside the images.
-    pub(crate) fn new(shared: PathBuf) -> Self {
+    pub(super) fn new(shared: PathBuf) -> Self {
         fs::create_dir_all(&shared).unwrap();
         Self {
             shared,
@@ -127,7 +133,7 @@ impl Images {
     }
 
     /// Writes what may be left of a disk to a folder, which is made.
-    pub(crate) fn write(&mut self, disk: &Disk, mode: Mode, chance: &mut Chance, path: &Path) {
+    pub(super) fn write(&mut self, disk: &Disk, mode: Mode, chance: &mut Chance, path: &Path) {
         self.write_folder(disk, 0, mode, chance, path);
     }
 
@@ -139,7 +145,8 @@ impl Images {
         chance: &mut Chance,
         path: &Path,
     ) {
-        fs::create_dir(path).unwrap();
+        // As hubs make them: others can read nothing.
+        fs::DirBuilder::new().mode(0o700).create(path).unwrap();
         let Node::Folder(folder) = &disk.nodes[inode] else {
             panic!("a file is no folder");
         };
@@ -272,7 +279,9 @@ fn scatter(content: &mut Content, pending: &[Change], unit: usize, chance: &mut 
 }
 
 fn write_content(content: &Content, path: &Path) {
-    let file = fs::File::create_new(path).unwrap();
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600);
+    let file = options.open(path).unwrap();
     for (number, page) in &content.pages {
         let at = number * PAGE as u64;
         let length = content.length.saturating_sub(at).min(PAGE as u64);

@@ -2,7 +2,7 @@
 //! ended. strace writes them down.
 
 use std::collections::HashMap;
-use std::env;
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -17,12 +17,12 @@ const TRACED: &str = "trace=open,openat,openat2,creat,write,writev,pwrite64,pwri
 /// No write is longer.
 const STRING_BYTES_MAX: &str = "4194304";
 
-/// Where a process says what it promised.
-pub(crate) const NOTES: &str = "/dev/null";
+/// Where a process says what it promised, a line in one write.
+pub const NOTES: &str = "/dev/null";
 
 /// What a process did to files.
 #[derive(Clone, Debug)]
-pub(crate) enum Call {
+pub(super) enum Call {
     Open {
         path: PathBuf,
         descriptor: i32,
@@ -34,11 +34,22 @@ pub(crate) enum Call {
         descriptor: i32,
         data: Arc<[u8]>,
     },
+    /// Without regard to where its descriptor stands.
+    WriteAt {
+        descriptor: i32,
+        offset: u64,
+        data: Arc<[u8]>,
+    },
     Seek {
         descriptor: i32,
         position: u64,
     },
     SetLength {
+        descriptor: i32,
+        length: u64,
+    },
+    /// A file is at least so long.
+    Reserve {
         descriptor: i32,
         length: u64,
     },
@@ -72,14 +83,15 @@ pub(crate) enum Call {
 
 /// What was called.
 #[derive(Default)]
-pub(crate) struct Trace {
-    pub(crate) calls: Vec<Call>,
+pub(super) struct Trace {
+    pub(super) calls: Vec<Call>,
     /// Calls under way when the process was killed: each happened, or did not.
-    pub(crate) unfinished: Vec<Call>,
+    pub(super) unfinished: Vec<Call>,
 }
 
 /// Whether strace is here and may trace.
-pub(crate) fn is_possible() -> bool {
+#[must_use]
+pub fn is_possible() -> bool {
     let mut command = Command::new("strace");
     command.args(["-qq", "--seccomp-bpf", "-f", "-o", "/dev/null", "true"]);
     command
@@ -88,22 +100,41 @@ pub(crate) fn is_possible() -> bool {
         .is_ok_and(|status| status.success())
 }
 
-/// Runs this program again with `set` in its environment, and takes down what it does to files in
-/// `folder`. Kills it at the first note for which `kill` says so.
-pub(crate) fn record(
-    folder: &Path,
-    set: &[(&str, String)],
-    mut kill: impl FnMut(&str) -> bool,
-) -> Trace {
+/// A process to be recorded.
+pub struct Process {
+    /// What is run.
+    pub program: PathBuf,
+    /// With these arguments.
+    pub arguments: Vec<OsString>,
+    /// With these in its environment.
+    pub environment: Vec<(OsString, OsString)>,
+    /// Whose calls count.
+    pub whose: Whose,
+    /// Whether it is killed at a note.
+    pub kill: Box<dyn FnMut(&str) -> bool>,
+}
+
+/// Whose calls change the folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// The process's own.
+    Own,
+    /// Those of one that it starts; from its own first thread come notes alone.
+    Child,
+}
+
+/// Runs a process and takes down what it does to files in `folder`.
+pub(super) fn record(folder: &Path, mut process: Process) -> Trace {
     let mut command = Command::new("strace");
     command.args(["-qq", "-f", "--seccomp-bpf", "-y", "-xx"]);
     command.args(["-s", STRING_BYTES_MAX, "-e", TRACED, "-e", "signal=none"]);
     command.args(["-o", "/dev/stdout"]);
-    command.arg(env::current_exe().unwrap());
-    command.envs(set.iter().cloned()).stdout(Stdio::piped());
+    command.arg(process.program).args(process.arguments);
+    command.envs(process.environment).stdout(Stdio::piped());
     let mut strace = command.spawn().unwrap();
     let mut parser = Parser {
         folder: folder.to_owned(),
+        whose: Some(process.whose),
         ..Parser::default()
     };
     let mut output = BufReader::with_capacity(1 << 20, strace.stdout.take().unwrap());
@@ -116,7 +147,7 @@ pub(crate) fn record(
         for call in parser.trace.calls.get(seen..).unwrap() {
             if let Call::Note(note) = call
                 && !killed
-                && kill(note)
+                && (process.kill)(note)
             {
                 killed = true;
                 kill_process(parser.process.unwrap());
@@ -143,6 +174,7 @@ fn finish(mut strace: Child, killed: bool) {
 #[derive(Default)]
 struct Parser {
     folder: PathBuf,
+    whose: Option<Whose>,
     trace: Trace,
     /// The process's own thread, which comes first.
     process: Option<u32>,
@@ -178,6 +210,9 @@ impl Parser {
 
     /// Takes note that a sync begins.
     fn begin(&mut self, thread: u32, line: &[u8]) {
+        if self.is_of_bystander(thread) {
+            return;
+        }
         let (name, arguments) = split_once(line, b"(").unwrap();
         if matches!(name, b"fsync" | b"fdatasync") {
             let (descriptor, path) = descriptor(arguments.strip_suffix(b")").unwrap_or(arguments));
@@ -209,6 +244,9 @@ impl Parser {
     fn parse(&self, thread: u32, call: &[u8], result: Option<&[u8]>) -> Option<Call> {
         let (name, arguments) = split_once(call, b"(").unwrap();
         let arguments = split(arguments);
+        if name != b"write" && self.is_of_bystander(thread) {
+            return None;
+        }
         let refuse = |path: &Path| {
             assert!(
                 !self.is_ours(path),
@@ -230,7 +268,12 @@ impl Parser {
         };
         match text(name) {
             "openat" => {
-                let path = self.path(arguments[0], arguments[1]);
+                let mut path = self.path(arguments[0], arguments[1]);
+                if path.starts_with("/proc/self/fd")
+                    && let Some(result) = result
+                {
+                    path = descriptor(result).1;
+                }
                 let flags: Vec<&str> = text(arguments[2]).split('|').collect();
                 if !self.is_ours(&path) {
                     return None;
@@ -259,6 +302,29 @@ impl Parser {
                     Call::Write { descriptor, data }
                 })
             }
+            "pwrite64" | "pwritev" => ours(0).map(|descriptor| {
+                let (parts, offset) = match arguments[1..] {
+                    [data, _, offset] if name == b"pwrite64" => (vec![data], offset),
+                    [ref parts @ .., _, offset] => (parts.to_vec(), offset),
+                    _ => panic!("{}", text(call)),
+                };
+                let mut data: Vec<u8> = parts.iter().flat_map(|part| bytes_of(part)).collect();
+                if result.is_some() {
+                    data.truncate(usize::try_from(number()).unwrap());
+                }
+                Call::WriteAt {
+                    descriptor,
+                    offset: text(offset).parse().unwrap(),
+                    data: data.into(),
+                }
+            }),
+            "fallocate" => ours(0).map(|descriptor| {
+                assert_eq!(arguments[1..3], [&b"0"[..], b"0"], "{}", text(call));
+                Call::Reserve {
+                    descriptor,
+                    length: text(arguments[3]).parse().unwrap(),
+                }
+            }),
             // Asks only.
             "lseek" if arguments[1..] == [&b"0"[..], b"SEEK_CUR"] => None,
             "lseek" => ours(0)
@@ -348,6 +414,11 @@ impl Parser {
         path.starts_with(&self.folder)
     }
 
+    /// Whether a thread is of a process that only looks at the folder.
+    fn is_of_bystander(&self, thread: u32) -> bool {
+        self.whose == Some(Whose::Child) && self.process == Some(thread)
+    }
+
     /// A path that may start at a descriptor.
     fn path(&self, base: &[u8], path: &[u8]) -> PathBuf {
         let path = PathBuf::from(text(&unhex(path)));
@@ -380,6 +451,16 @@ fn descriptor(argument: &[u8]) -> (i32, PathBuf) {
     let end = rest.iter().position(|byte| *byte == b'>').unwrap();
     let path = PathBuf::from(text(&unhex(&rest[..end])));
     (text(number).parse().unwrap_or(-1), path)
+}
+
+/// The bytes that a part of a list of `{iov_base="\x41...", iov_len=1}` holds, if it is the first half of
+/// such a pair; or of a string.
+fn bytes_of(part: &[u8]) -> Vec<u8> {
+    match split_once(part, b"iov_base=") {
+        Some((_, data)) => unhex(data),
+        None if part.starts_with(b"\"") => unhex(part),
+        None => Vec::new(),
+    }
 }
 
 /// The bytes of `"\x41..."`, with or without the quotes.

@@ -6,16 +6,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::power::trace::Call;
+use super::trace::Call;
 
-pub(crate) const PAGE: usize = 4096;
+pub(super) const PAGE: usize = 4096;
 
 /// A file or folder; its place among all that there ever were.
-pub(crate) type Inode = usize;
+pub(super) type Inode = usize;
 
 /// What a sync promises besides what it was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Promises {
+pub enum Promises {
     /// Nothing. Names of one folder may come to the disk in any order.
     Posix,
     /// As ext4, XFS and Btrfs: of what is synced also the names that lead to it. Names of one
@@ -24,56 +24,56 @@ pub(crate) enum Promises {
 }
 
 /// A file system as a system sees it that loses power at some time.
-pub(crate) struct Disk {
-    pub(crate) promises: Promises,
+pub(super) struct Disk {
+    pub(super) promises: Promises,
     folder: PathBuf,
-    pub(crate) nodes: Vec<Node>,
+    pub(super) nodes: Vec<Node>,
     open: HashMap<i32, Open>,
     /// How many changes of a file or folder will be durable after the sync of a thread.
     syncs: HashMap<u32, usize>,
 }
 
-pub(crate) enum Node {
+pub(super) enum Node {
     File(File),
     Folder(Folder),
 }
 
 #[derive(Default)]
-pub(crate) struct File {
-    pub(crate) durable: Content,
-    pub(crate) pending: Vec<Change>,
+pub(super) struct File {
+    pub(super) durable: Content,
+    pub(super) pending: Vec<Change>,
     /// How many changes are durable.
     synced: usize,
     /// With all that is pending.
     length: u64,
 }
 
-pub(crate) enum Change {
+pub(super) enum Change {
     Write { offset: u64, data: Arc<[u8]> },
     SetLength(u64),
 }
 
 /// Bytes; pages that were never written are zero.
 #[derive(Clone, Default)]
-pub(crate) struct Content {
-    pub(crate) length: u64,
-    pub(crate) pages: BTreeMap<u64, Arc<[u8; PAGE]>>,
+pub(super) struct Content {
+    pub(super) length: u64,
+    pub(super) pages: BTreeMap<u64, Arc<[u8; PAGE]>>,
 }
 
 #[derive(Default)]
-pub(crate) struct Folder {
-    pub(crate) durable: BTreeMap<OsString, Inode>,
-    pub(crate) pending: Vec<Renaming>,
+pub(super) struct Folder {
+    pub(super) durable: BTreeMap<OsString, Inode>,
+    pub(super) pending: Vec<Renaming>,
     /// How many steps are durable.
     synced: usize,
     /// With all that is pending.
-    pub(crate) now: BTreeMap<OsString, Inode>,
+    pub(super) now: BTreeMap<OsString, Inode>,
 }
 
 /// One step that a folder takes as a whole.
-pub(crate) struct Renaming {
-    pub(crate) removed: Option<OsString>,
-    pub(crate) added: Option<(OsString, Inode)>,
+pub(super) struct Renaming {
+    pub(super) removed: Option<OsString>,
+    pub(super) added: Option<(OsString, Inode)>,
 }
 
 struct Open {
@@ -83,14 +83,14 @@ struct Open {
 }
 
 impl Content {
-    pub(crate) fn apply(&mut self, change: &Change) {
+    pub(super) fn apply(&mut self, change: &Change) {
         match change {
             Change::Write { offset, data } => self.write(*offset, data),
             Change::SetLength(length) => self.set_length(*length),
         }
     }
 
-    pub(crate) fn write(&mut self, offset: u64, mut data: &[u8]) {
+    pub(super) fn write(&mut self, offset: u64, mut data: &[u8]) {
         let mut at = offset;
         while !data.is_empty() {
             let within = usize::try_from(at % PAGE as u64).unwrap();
@@ -109,7 +109,7 @@ impl Content {
         self.length = self.length.max(at);
     }
 
-    pub(crate) fn set_length(&mut self, length: u64) {
+    pub(super) fn set_length(&mut self, length: u64) {
         if length < self.length {
             let kept = length.div_ceil(PAGE as u64);
             self.pages.split_off(&kept);
@@ -125,7 +125,7 @@ impl Content {
 }
 
 impl Folder {
-    pub(crate) fn apply(entries: &mut BTreeMap<OsString, Inode>, step: &Renaming) {
+    pub(super) fn apply(entries: &mut BTreeMap<OsString, Inode>, step: &Renaming) {
         if let Some(removed) = &step.removed {
             entries.remove(removed);
         }
@@ -137,7 +137,7 @@ impl Folder {
 
 impl Disk {
     /// A disk on which everything in `folder` is durable, and as it is in `like` now.
-    pub(crate) fn of(folder: &Path, like: &Path, promises: Promises) -> Self {
+    pub(super) fn of(folder: &Path, like: &Path, promises: Promises) -> Self {
         let mut disk = Self {
             promises,
             folder: folder.to_owned(),
@@ -173,7 +173,7 @@ impl Disk {
     }
 
     /// Does what a process did.
-    pub(crate) fn apply(&mut self, call: &Call) {
+    pub(super) fn apply(&mut self, call: &Call) {
         match call {
             Call::Open {
                 path,
@@ -211,6 +211,21 @@ impl Disk {
                 };
                 let data = Arc::clone(data);
                 self.change(inode, Change::Write { offset, data });
+            }
+            Call::WriteAt {
+                descriptor,
+                offset,
+                data,
+            } => {
+                let inode = self.open[descriptor].inode;
+                let (offset, data) = (*offset, Arc::clone(data));
+                self.change(inode, Change::Write { offset, data });
+            }
+            Call::Reserve { descriptor, length } => {
+                let inode = self.open[descriptor].inode;
+                if self.file(inode).length < *length {
+                    self.change(inode, Change::SetLength(*length));
+                }
             }
             Call::Seek {
                 descriptor,
@@ -268,7 +283,7 @@ impl Disk {
     }
 
     /// What a path or descriptor leads to, said from the folder on; for people.
-    pub(crate) fn name_of(&self, descriptor: i32) -> String {
+    pub(super) fn name_of(&self, descriptor: i32) -> String {
         let Some(open) = self.open.get(&descriptor) else {
             return "?".to_owned();
         };
@@ -290,7 +305,7 @@ impl Disk {
     }
 
     /// What a call that was under way when its process was killed has done to the folder itself.
-    pub(crate) fn done_of(&self, call: &Call) -> Option<Call> {
+    pub(super) fn done_of(&self, call: &Call) -> Option<Call> {
         let done = match call {
             Call::Open {
                 path,
@@ -307,30 +322,30 @@ impl Disk {
             }
             Call::Write { descriptor, data } => {
                 let open = &self.open[descriptor];
-                let file = self.file(open.inode);
                 let offset = if open.append {
-                    file.length
+                    self.file(open.inode).length
                 } else {
                     open.offset
                 };
-                let path = self
-                    .folder
-                    .join(self.name_of(*descriptor).trim_start_matches('/'));
-                let real = fs::read(path).unwrap();
-                let real = real.get(usize::try_from(offset).unwrap()..);
-                let same = real.unwrap_or_default().iter().zip(&**data);
-                let written = same.take_while(|(real, data)| real == data).count();
-                return (written > 0).then(|| Call::Write {
+                let written = self.written(*descriptor, offset, data)?;
+                return Some(Call::Write {
                     descriptor: *descriptor,
-                    data: data[..written].into(),
+                    data: written,
                 });
             }
-            Call::SetLength { descriptor, length } => {
-                let path = self
-                    .folder
-                    .join(self.name_of(*descriptor).trim_start_matches('/'));
-                fs::metadata(path).unwrap().len() == *length
+            Call::WriteAt {
+                descriptor,
+                offset,
+                data,
+            } => {
+                return Some(Call::WriteAt {
+                    descriptor: *descriptor,
+                    offset: *offset,
+                    data: self.written(*descriptor, *offset, data)?,
+                });
             }
+            Call::Reserve { descriptor, length } => self.real_length(*descriptor) >= *length,
+            Call::SetLength { descriptor, length } => self.real_length(*descriptor) == *length,
             Call::Rename { from, .. } => !from.exists(),
             Call::Unlink { path } | Call::RemoveFolder { path } => !path.exists(),
             Call::MakeFolder { path } => path.exists(),
@@ -343,8 +358,26 @@ impl Disk {
         done.then(|| call.clone())
     }
 
+    /// What the folder itself has of a write, from its beginning on; none when there is nothing.
+    fn written(&self, descriptor: i32, offset: u64, data: &[u8]) -> Option<Arc<[u8]>> {
+        let real = fs::read(self.real_path(descriptor)).unwrap();
+        let real = real.get(usize::try_from(offset).unwrap()..);
+        let same = real.unwrap_or_default().iter().zip(data);
+        let written = same.take_while(|(real, data)| real == data).count();
+        (written > 0).then(|| data[..written].into())
+    }
+
+    fn real_length(&self, descriptor: i32) -> u64 {
+        fs::metadata(self.real_path(descriptor)).unwrap().len()
+    }
+
+    fn real_path(&self, descriptor: i32) -> PathBuf {
+        let name = self.name_of(descriptor);
+        self.folder.join(name.trim_start_matches('/'))
+    }
+
     /// What a path leads to.
-    pub(crate) fn find(&self, path: &Path) -> Option<Inode> {
+    pub(super) fn find(&self, path: &Path) -> Option<Inode> {
         let rest = path.strip_prefix(&self.folder).unwrap();
         let mut inode = 0;
         for name in rest {
@@ -357,7 +390,7 @@ impl Disk {
     }
 
     /// What a process sees in a file.
-    pub(crate) fn seen(&self, inode: Inode) -> Content {
+    pub(super) fn seen(&self, inode: Inode) -> Content {
         let file = self.file(inode);
         let mut content = file.durable.clone();
         for change in &file.pending {
@@ -367,7 +400,7 @@ impl Disk {
     }
 
     /// Panics unless what processes see is what is really there.
-    pub(crate) fn compare(&self, path: &Path, inode: Inode) {
+    pub(super) fn compare(&self, path: &Path, inode: Inode) {
         let folder = match &self.nodes[inode] {
             Node::File(_) => {
                 let content = self.seen(inode);
