@@ -7,6 +7,7 @@
 
 use std::borrow::Cow;
 
+use fieldpost_model::Identity;
 use percent_encoding::percent_decode_str;
 
 /// What a link address names.
@@ -23,6 +24,13 @@ pub(crate) enum Address<'a> {
         /// The Event Hub-compatible name.
         entity: Cow<'a, str>,
     },
+    /// `devices/<device>[/modules/<module>]/...`: what one device or module uses.
+    Device {
+        /// Whom it names, as [`BelowDevice::identities`] has it.
+        identities: [Option<Identity>; 2],
+        /// What of it.
+        node: DeviceNode,
+    },
     /// `messages/devicebound`: where services send messages for devices.
     DeviceBound,
     /// `messages/serviceBound/feedback`: what became of such messages.
@@ -36,6 +44,78 @@ pub(crate) enum Address<'a> {
     },
     /// Anything else.
     Unknown,
+}
+
+/// What a device or module uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DeviceNode {
+    /// `messages/events`: where it sends.
+    Events,
+    /// `messages/devicebound`: where its messages are.
+    DeviceBound,
+    /// `methods/devicebound` and `twin`.
+    Other,
+}
+
+/// A path below a device or module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BelowDevice<'a> {
+    device: &'a str,
+    module: Option<&'a str>,
+    /// What follows the ids, without slashes at either end.
+    pub(crate) rest: &'a str,
+}
+
+impl<'a> BelowDevice<'a> {
+    /// Reads an address in any of its spellings; `None` when it is below no device.
+    pub(crate) fn parse(address: &'a str) -> Option<Self> {
+        let (devices, rest) = path(address).split_once('/')?;
+        let (device, mut rest) = rest.split_once('/')?;
+        let mut module = None;
+        if let Some((modules, below)) = rest.split_once('/')
+            && modules.eq_ignore_ascii_case("modules")
+        {
+            let (id, after) = below.split_once('/')?;
+            (module, rest) = (Some(id), after);
+        }
+        devices.eq_ignore_ascii_case("devices").then_some(Self {
+            device,
+            module,
+            rest,
+        })
+    }
+
+    /// Whom it names.
+    ///
+    /// Some clients percent-encode ids and some do not, and ids may hold `%`. So the decoded id comes
+    /// first, and the text as it stands after it if that is another id. A `+` is a `+`.
+    pub(crate) fn identities(&self) -> [Option<Identity>; 2] {
+        let raw = identity(self.device, self.module);
+        let ids = [Some(self.device), self.module];
+        if !ids.into_iter().flatten().any(|id| id.contains('%')) {
+            return [raw, None];
+        }
+        let decode = |id| percent_decode_str(id).decode_utf8().ok();
+        let decoded = match (decode(self.device), self.module.map(decode)) {
+            (Some(device), None) => identity(&device, None),
+            (Some(device), Some(Some(module))) => identity(&device, Some(&module)),
+            _ => None,
+        };
+        match decoded {
+            Some(_) => [
+                decoded.clone(),
+                raw.filter(|raw| decoded.as_ref() != Some(raw)),
+            ],
+            None => [raw, None],
+        }
+    }
+}
+
+fn identity(device: &str, module: Option<&str>) -> Option<Identity> {
+    Some(Identity {
+        device: device.parse().ok()?,
+        module: module.map(str::parse).transpose().ok()?,
+    })
 }
 
 /// The parts of a partition's address, as the client wrote them.
@@ -52,6 +132,21 @@ pub(crate) struct PartitionAddress<'a> {
 impl<'a> Address<'a> {
     /// Reads an address in any of its spellings.
     pub(crate) fn parse(address: &'a str) -> Self {
+        if let Some(below) = BelowDevice::parse(address) {
+            let is = |word: &str| below.rest.eq_ignore_ascii_case(word);
+            let node = match () {
+                () if is("messages/events") => Some(DeviceNode::Events),
+                () if is("messages/devicebound") => Some(DeviceNode::DeviceBound),
+                () if is("methods/devicebound") || is("twin") => Some(DeviceNode::Other),
+                () => None,
+            };
+            if let Some(node) = node {
+                return Self::Device {
+                    identities: below.identities(),
+                    node,
+                };
+            }
+        }
         let path = path(address);
         let mut segments = path.split('/').map(decoded);
         let parts = [(); 6].map(|()| segments.next());

@@ -3,13 +3,13 @@
 use std::borrow::Cow;
 
 use fieldpost_amqp::DecodeError;
-use fieldpost_amqp::message::{Body, Message, Properties};
+use fieldpost_amqp::message::{Message, Properties};
 use fieldpost_amqp::value::ValueRef;
 use fieldpost_hub::c2d::Target;
-use fieldpost_model::{Ack, CloudMessage, Identity, Timestamp};
-use percent_encoding::percent_decode_str;
+use fieldpost_model::{Ack, CloudMessage};
 
-use super::address;
+use super::address::BelowDevice;
+use super::values::{body, text, time};
 
 /// Application property that asks for feedback.
 const ACK: &str = "iothub-ack";
@@ -73,7 +73,7 @@ impl<'a> Command<'a> {
         let target = target(to)?;
         let mut command = CloudMessage {
             to: Cow::Borrowed(to),
-            body: body(message)?,
+            body: body(message).ok_or(InvalidCommand::Body)?,
             ..CloudMessage::default()
         };
         set_system(&mut command, &properties)?;
@@ -91,67 +91,16 @@ impl<'a> Command<'a> {
 }
 
 /// Whom `to` means.
-///
-/// Some clients percent-encode ids and some do not, and ids may hold `%`. So the decoded id is
-/// tried first and the text as it stands after it. A `+` is a `+`.
 fn target(to: &str) -> Result<Target, InvalidCommand> {
-    let mut segments = address::path(to).split('/');
-    let mut next = || segments.next().unwrap_or_default();
-    let is = |segment: &str, word: &str| segment.eq_ignore_ascii_case(word);
-    if !is(next(), "devices") {
+    let below = BelowDevice::parse(to).ok_or(InvalidCommand::To)?;
+    if !below.rest.eq_ignore_ascii_case("messages/devicebound") {
         return Err(InvalidCommand::To);
     }
-    let device = next();
-    let mut word = next();
-    let mut module = None;
-    if is(word, "modules") {
-        module = Some(next());
-        word = next();
-    }
-    if !is(word, "messages") || !is(next(), "devicebound") || segments.next().is_some() {
-        return Err(InvalidCommand::To);
-    }
-    let identity = |device: &str, module: Option<&str>| -> Option<Identity> {
-        Some(Identity {
-            device: device.parse().ok()?,
-            module: module.map(str::parse).transpose().ok()?,
-        })
-    };
-    let raw = identity(device, module);
-    if ![Some(device), module]
-        .into_iter()
-        .flatten()
-        .any(|id| id.contains('%'))
-    {
-        return raw
-            .map(|identity| Target {
-                identity,
-                fallback: None,
-            })
-            .ok_or(InvalidCommand::Id);
-    }
-    let decode = |id: &str| {
-        percent_decode_str(id)
-            .decode_utf8()
-            .ok()
-            .map(Cow::into_owned)
-    };
-    let decoded = match (decode(device), module.map(decode)) {
-        (Some(device), None) => identity(&device, None),
-        (Some(device), Some(Some(module))) => identity(&device, Some(&module)),
-        _ => None,
-    };
-    match (decoded, raw) {
-        (Some(identity), raw) => Ok(Target {
-            fallback: raw.filter(|raw| *raw != identity),
-            identity,
-        }),
-        (None, Some(identity)) => Ok(Target {
-            identity,
-            fallback: None,
-        }),
-        (None, None) => Err(InvalidCommand::Id),
-    }
+    let [first, fallback] = below.identities();
+    Ok(Target {
+        identity: first.ok_or(InvalidCommand::Id)?,
+        fallback,
+    })
 }
 
 fn set_system<'a>(
@@ -174,7 +123,10 @@ fn set_system<'a>(
             Cow::Owned(text) => Cow::Owned(text.into_bytes()),
         }),
     };
-    command.expires = properties.absolute_expiry_time.map(time).transpose()?;
+    let expires = properties.absolute_expiry_time;
+    command.expires = expires
+        .map(|value| time(value).ok_or(InvalidCommand::Expiry))
+        .transpose()?;
     Ok(())
 }
 
@@ -202,69 +154,6 @@ fn set_application<'a>(
         command.properties.set(Cow::Borrowed(name), value);
     }
     Ok(())
-}
-
-/// A simple value as text; `None` for what is not simple.
-///
-/// Node turns ids that look like a UUID into one, so that a UUID gets the spelling it had before.
-fn text(value: ValueRef<'_>) -> Option<Cow<'_, str>> {
-    Some(match value {
-        ValueRef::String(text) | ValueRef::Symbol(text) => Cow::Borrowed(text),
-        ValueRef::Binary(bytes) => match std::str::from_utf8(bytes) {
-            Ok(text) => Cow::Borrowed(text),
-            Err(_) => bytes
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect::<String>()
-                .into(),
-        },
-        ValueRef::Uuid(bytes) => uuid(bytes).into(),
-        ValueRef::Bool(value) => Cow::Borrowed(if value { "true" } else { "false" }),
-        ValueRef::Float(value) => value.to_string().into(),
-        ValueRef::Double(value) => value.to_string().into(),
-        ValueRef::Char(value) => value.to_string().into(),
-        ValueRef::Timestamp(millis) => Timestamp::from_millis(millis).to_string().into(),
-        number => match (number.as_u64(), number.as_i64()) {
-            (Some(number), _) => number.to_string().into(),
-            (None, Some(number)) => number.to_string().into(),
-            (None, None) => return None,
-        },
-    })
-}
-
-/// The canonical form of RFC 9562: lower-case, with dashes.
-fn uuid(bytes: [u8; 16]) -> String {
-    let digits = format!("{:032x}", u128::from_be_bytes(bytes));
-    let part = |range: std::ops::Range<usize>| digits.get(range).unwrap_or_default();
-    let parts = [
-        part(0..8),
-        part(8..12),
-        part(12..16),
-        part(16..20),
-        part(20..32),
-    ];
-    parts.join("-")
-}
-
-/// A time in one of the forms in which applications put it there.
-fn time(value: ValueRef<'_>) -> Result<Timestamp, InvalidCommand> {
-    let millis = value.as_timestamp().or_else(|| value.as_i64());
-    millis
-        .map(Timestamp::from_millis)
-        .or_else(|| Timestamp::parse(value.as_str()?))
-        .ok_or(InvalidCommand::Expiry)
-}
-
-fn body<'a>(message: &Message<'a>) -> Result<Cow<'a, [u8]>, InvalidCommand> {
-    match message.body {
-        Body::None | Body::Value(ValueRef::Null) => Ok(Cow::Borrowed(&[])),
-        Body::Value(ValueRef::Binary(bytes)) => Ok(Cow::Borrowed(bytes)),
-        Body::Value(ValueRef::String(text) | ValueRef::Symbol(text)) => {
-            Ok(Cow::Borrowed(text.as_bytes()))
-        }
-        Body::Data => Ok(message.joined_data()),
-        Body::Sequence | Body::Value(_) => Err(InvalidCommand::Body),
-    }
 }
 
 fn unreadable(name: &str) -> InvalidCommand {

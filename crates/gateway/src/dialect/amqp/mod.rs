@@ -11,3 +11,4 @@ pub(crate) mod receiver;
 pub(crate) mod redirect;
 pub(crate) mod refusal;
 pub(crate) mod selector;
+pub(crate) mod values;
