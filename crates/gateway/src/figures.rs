@@ -80,3 +80,17 @@ pub(crate) fn report_unreadable_feedback(sequence: u64, error: &RecordError, now
         );
     }
 }
+
+/// Logs that a message to a device cannot be read, unless there were others just now. It is found among
+/// the dead letters.
+pub(crate) fn report_unreadable_command(sequence: u64, error: &RecordError, now: Duration) {
+    static LIMIT: RepeatLimit = RepeatLimit::new();
+    if let Some(left_out) = LIMIT.pass(now) {
+        tracing::error!(
+            sequence,
+            %error,
+            left_out,
+            "a message to a device cannot be read and was rejected"
+        );
+    }
+}

@@ -204,6 +204,18 @@ static METRICS: &[Metric] = &[
         "fieldpost_c2d_feedback_links_open",
         "Links of services that receive feedback.",
     ),
+    gauge(
+        "fieldpost_c2d_receiver_links_open",
+        "Links of devices that receive their messages over AMQP.",
+    ),
+    gauge(
+        "fieldpost_telemetry_links_open",
+        "Links of devices that send over AMQP.",
+    ),
+    counter(
+        "fieldpost_messages_refused_total",
+        "Messages of devices refused over AMQP: too large, or not readable.",
+    ),
     counter(
         "fieldpost_c2d_messages_total",
         "Messages to devices that services sent, by outcome: accepted, or why not.",

@@ -450,6 +450,18 @@ impl CloudToDevice {
         )
     }
 
+    /// As [`CloudToDevice::receiver`], for a protocol in which locks end by themselves.
+    #[must_use]
+    pub fn locking_receiver(&self, principal: &DevicePrincipal, session_epoch: u64) -> Receiver {
+        Receiver::attach(
+            self.inner(),
+            queue_of(principal),
+            session_epoch,
+            true,
+            false,
+        )
+    }
+
     /// Attaches a connection whose session goes on: what the last one left in flight comes first,
     /// under the tags that it had, as long as the hub remembers and nobody else holds it.
     #[must_use]

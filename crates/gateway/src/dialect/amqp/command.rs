@@ -167,6 +167,7 @@ mod tests {
     use bytes::BytesMut;
     use fieldpost_amqp::message::{put_data, put_map, put_properties, put_value, section};
     use fieldpost_amqp::{Encoder, Value};
+    use fieldpost_model::{Identity, Timestamp};
     use proptest::prelude::*;
 
     use super::*;

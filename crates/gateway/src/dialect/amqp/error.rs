@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use fieldpost_amqp::{DecodeError, Error, SendError, condition};
 use fieldpost_hub::auth::AuthError;
 use fieldpost_hub::events::{ReceiverEnd, ReceiverRefused, StartError};
+use fieldpost_hub::presence::Eviction;
 use fieldpost_store::StoreError;
 
 use super::address::PartitionAddress;
@@ -149,6 +150,28 @@ pub(crate) fn too_many_links(max: usize) -> Error {
         condition::RESOURCE_LIMIT_EXCEEDED,
         format!("A connection may have {max} links to the service endpoint"),
     )
+}
+
+/// More links of devices than one connection may have.
+pub(crate) fn too_many_device_links(max: usize) -> Error {
+    Error::new(
+        condition::RESOURCE_LIMIT_EXCEEDED,
+        format!("A connection may have {max} links of devices"),
+    )
+}
+
+/// A device has lost its place among the connected ones.
+pub(crate) fn device_evicted(eviction: Eviction) -> Error {
+    let (condition, text) = match eviction {
+        Eviction::Replaced => (
+            condition::STOLEN,
+            "The device has connected anew, and its newest connection counts",
+        ),
+        Eviction::Disabled => (condition::NOT_ALLOWED, "The device is disabled"),
+        Eviction::Deleted => (condition::NOT_FOUND, "The device was deleted"),
+        Eviction::Cut | Eviction::Closing => (condition::DETACH_FORCED, STOPPING),
+    };
+    Error::new(condition, text)
 }
 
 /// More requests than the client takes answers for.

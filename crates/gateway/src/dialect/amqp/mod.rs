@@ -3,6 +3,7 @@
 pub(crate) mod address;
 pub(crate) mod cbs;
 pub(crate) mod command;
+pub(crate) mod device_bound;
 pub(crate) mod error;
 pub(crate) mod event;
 pub(crate) mod feedback;
@@ -11,4 +12,5 @@ pub(crate) mod receiver;
 pub(crate) mod redirect;
 pub(crate) mod refusal;
 pub(crate) mod selector;
+pub(crate) mod telemetry;
 pub(crate) mod values;

@@ -8,10 +8,12 @@ use std::fmt;
 
 use fieldpost_amqp::{Error, Map, condition};
 use fieldpost_hub::c2d::{SendRefused, SettleError};
+use fieldpost_hub::ingest::MessageRefused;
 use fieldpost_store::StoreError;
 
 use super::command::InvalidCommand;
 use super::error::microsoft;
+use super::telemetry::InvalidTelemetry;
 
 /// Symbol under which .NET's client looks for what an operator can search the logs for.
 const TRACKING_ID: &str = "com.microsoft:tracking-id";
@@ -65,6 +67,26 @@ pub(crate) fn invalid_command(invalid: &InvalidCommand, id: TrackingId) -> Error
         }
     };
     refused_with(condition, name, invalid, id)
+}
+
+/// A device's transfer holds no messages.
+pub(crate) fn invalid_telemetry(invalid: &InvalidTelemetry, id: TrackingId) -> Error {
+    let (condition, name) = match invalid {
+        InvalidTelemetry::Decode(_) => (condition::DECODE_ERROR, "DeserializationError"),
+        InvalidTelemetry::Property { .. } => (microsoft::ARGUMENT_ERROR, "ArgumentInvalid"),
+        InvalidTelemetry::Format(_) | InvalidTelemetry::Batch | InvalidTelemetry::Body => {
+            (condition::NOT_IMPLEMENTED, "InvalidOperation")
+        }
+    };
+    refused_with(condition, name, invalid, id)
+}
+
+/// The hub did not take a device's message.
+pub(crate) fn telemetry_refused(refused: &MessageRefused, id: TrackingId) -> Error {
+    let condition = match refused {
+        MessageRefused::TooLarge { .. } => condition::MESSAGE_SIZE_EXCEEDED,
+    };
+    refused_with(condition, "MessageTooLarge", refused, id)
 }
 
 /// A delivery could not be settled as its receiver wanted.

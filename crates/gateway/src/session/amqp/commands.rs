@@ -10,6 +10,7 @@ use fieldpost_hub::c2d::{Admission, CloudToDevice, Sender};
 use metrics::{Gauge, gauge};
 
 use super::grants::Permit;
+use super::telemetry::settle_accepted;
 use crate::dialect::amqp::command::{Command, InvalidCommand};
 use crate::dialect::amqp::refusal::{self, TrackingId};
 
@@ -143,15 +144,7 @@ impl Commands {
     fn tell_accepted(&mut self, link: LinkId, engine: &mut Connection) {
         // The hub answers in any order.
         self.accepted.sort_unstable();
-        let follow = |a: &u32, b: &u32| a.checked_add(1) == Some(*b);
-        for run in self.accepted.chunk_by(follow) {
-            if let [first, ..] = run
-                && let [.., last] = run
-            {
-                // A link that is gone settles nothing.
-                let _ = engine.settle_incoming(link, *first..=*last, DeliveryState::Accepted);
-            }
-        }
+        settle_accepted(&self.accepted, link, engine);
         self.accepted.clear();
     }
 

@@ -1,11 +1,12 @@
 //! The rights that a connection has been given, and what ends with them.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
-use fieldpost_hub::auth::Grant;
+use fieldpost_hub::auth::{CbsGrant, DevicePrincipal, Grant};
 use fieldpost_hub::policies::Rights;
-use fieldpost_model::Timestamp;
 use fieldpost_model::limits::TOKEN_CLOCK_SKEW;
+use fieldpost_model::{Identity, Timestamp};
 
 use super::{Node, Session};
 use crate::dialect::amqp::error;
@@ -18,6 +19,9 @@ const EXPIRY_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 /// own stays far below.
 const GRANTS_MAX: usize = 512;
 
+/// Devices of which one connection may hold tokens: what some libraries multiplex, and as many again.
+const DEVICES_MAX: usize = 2048;
+
 /// Longest name of a token, in bytes; names are resource addresses.
 const NAME_BYTES_MAX: usize = 2048;
 
@@ -28,6 +32,29 @@ pub(super) struct Grants {
     login: Option<Grant>,
     /// From `$cbs`, by the name under which each was put.
     put: Vec<(Box<str>, Grant)>,
+    /// A device's from the SASL layer, for the whole connection.
+    device_login: Option<DevicePrincipal>,
+    /// Devices' own, from `$cbs`.
+    devices: HashMap<Identity, DevicePrincipal>,
+}
+
+/// What lets a connection speak for a device.
+#[derive(Clone, Debug)]
+pub(super) enum Credential {
+    /// The device's own token.
+    Own(DevicePrincipal),
+    /// A policy's; whether there is such a device is yet to be seen.
+    Policy(Grant),
+}
+
+impl Credential {
+    /// Until when it is good.
+    pub(super) fn until(&self) -> Timestamp {
+        match self {
+            Self::Own(principal) => after_skew(principal.expires),
+            Self::Policy(grant) => end(grant),
+        }
+    }
 }
 
 /// What lets a link be there.
@@ -56,13 +83,45 @@ impl Grants {
         self.login = Some(grant);
     }
 
-    /// When the connection's login expires, if it has one.
-    pub(super) fn login_expires(&self) -> Option<Timestamp> {
-        self.login.as_ref().map(end)
+    /// Records that the peer logged in as a device.
+    pub(super) fn log_in_device(&mut self, principal: DevicePrincipal) {
+        self.device_login = Some(principal);
     }
 
-    /// Keeps a grant, in place of the one put under the same name before.
-    pub(super) fn put(&mut self, name: &str, grant: Grant, now: Timestamp) -> Result<(), NotKept> {
+    /// When the connection's login expires, if it has one.
+    pub(super) fn login_expires(&self) -> Option<Timestamp> {
+        let device = self.device_login.as_ref();
+        let device = device.map(|principal| after_skew(principal.expires));
+        self.login.as_ref().map(end).or(device)
+    }
+
+    /// Keeps what a token grants: a device's in place of its last one, a policy's in place of the one
+    /// put under the same name before.
+    pub(super) fn put(
+        &mut self,
+        name: &str,
+        granted: CbsGrant,
+        now: Timestamp,
+    ) -> Result<(), NotKept> {
+        match granted {
+            CbsGrant::Policy(grant) => self.put_policy(name, grant, now),
+            CbsGrant::Device(principal) => self.put_device(principal, now),
+        }
+    }
+
+    fn put_device(&mut self, principal: DevicePrincipal, now: Timestamp) -> Result<(), NotKept> {
+        let known = self.devices.contains_key(&principal.identity);
+        if !known && self.devices.len() >= DEVICES_MAX {
+            (self.devices).retain(|_, kept| after_skew(kept.expires) > now);
+            if self.devices.len() >= DEVICES_MAX {
+                return Err(NotKept::TooMany);
+            }
+        }
+        self.devices.insert(principal.identity.clone(), principal);
+        Ok(())
+    }
+
+    fn put_policy(&mut self, name: &str, grant: Grant, now: Timestamp) -> Result<(), NotKept> {
         if name.len() > NAME_BYTES_MAX {
             return Err(NotKept::Name);
         }
@@ -90,6 +149,32 @@ impl Grants {
         })
     }
 
+    /// What lets the peer speak for a device now; the device's own credential rather than a policy's.
+    pub(super) fn credential(
+        &self,
+        host: &str,
+        identity: &Identity,
+        now: Timestamp,
+    ) -> Option<Credential> {
+        let put = self.devices.get(identity);
+        let login = self.device_login.iter();
+        let mut own = login
+            .filter(|principal| principal.identity == *identity)
+            .chain(put);
+        if let Some(own) = own.find(|principal| after_skew(principal.expires) > now) {
+            return Some(Credential::Own(own.clone()));
+        }
+        let path = match &identity.module {
+            None => format!("/devices/{}", identity.device),
+            Some(module) => format!("/devices/{}/modules/{module}", identity.device),
+        };
+        let grant = self
+            .all()
+            .filter(|grant| end(grant) > now && grant.allows(Rights::DEVICE_CONNECT, host, &path))
+            .max_by_key(|grant| end(grant))?;
+        Some(Credential::Policy(grant.clone()))
+    }
+
     /// Whether a service may use `path` of `host`.
     pub(super) fn allow(&self, host: &str, path: &str, now: Timestamp) -> bool {
         self.best(host, path, now).is_some()
@@ -103,7 +188,9 @@ impl Grants {
 
     /// When the last of all grants expires; `None` without any.
     pub(super) fn last_expiry(&self) -> Option<Timestamp> {
-        self.all().map(end).max()
+        let devices = self.devices.values().chain(&self.device_login);
+        let devices = devices.map(|principal| after_skew(principal.expires));
+        self.all().map(end).chain(devices).max()
     }
 
     fn all(&self) -> impl Iterator<Item = &Grant> {
@@ -116,7 +203,11 @@ impl Grants {
 /// When a grant ends here: a token is also taken for this much longer than it says, because clocks
 /// differ, and what it granted must not end before it would be refused.
 fn end(grant: &Grant) -> Timestamp {
-    grant.expires.saturating_add(TOKEN_CLOCK_SKEW)
+    after_skew(grant.expires)
+}
+
+fn after_skew(expires: Timestamp) -> Timestamp {
+    expires.saturating_add(TOKEN_CLOCK_SKEW)
 }
 
 impl Node {
@@ -125,8 +216,9 @@ impl Node {
         match self {
             Self::Reader(reader) => Some(&mut reader.permit),
             Self::Commands(commands) => Some(&mut commands.permit),
-            Self::Feedback(feedback) => Some(&mut feedback.permit),
-            Self::Requests(_) | Self::Answers(_) => None,
+            Self::Feedback(_, permit) => Some(permit),
+            // A device's credential is looked at for all its links at once.
+            Self::Requests(_) | Self::Answers(_) | Self::Device(_) => None,
         }
     }
 }
@@ -189,6 +281,9 @@ impl Session {
         }
         for link in expired {
             self.detach(link, error::grant_expired());
+        }
+        if let Some(device) = self.check_devices(wall) {
+            next = next.min(device);
         }
         if last_expiry <= wall {
             // Nothing that was proved holds any longer.

@@ -1,19 +1,22 @@
 //! Attaching and detaching.
 
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use fieldpost_amqp::performative::{Attach, DeliveryState, Role, SndSettleMode};
 use fieldpost_amqp::{Error, LinkId, LinkReply, Message};
 use fieldpost_hub::events::{OpenReceiver, ReceiverRefused};
 use fieldpost_model::Timestamp;
-use futures_util::FutureExt;
+use futures_util::{FutureExt, StreamExt};
 
 use super::commands::Commands;
-use super::feedback::Feedback;
+use super::deliveries::{Content, Deliveries};
 use super::grants::Permit;
 use super::reader::{FetchFailed, Fetched, Opening, Reader};
-use super::requests::{self, ANSWERS_IN_ALL_MAX, Answers, REQUEST_CREDIT, Service};
+use super::requests::{
+    self, ANSWERS_IN_ALL_MAX, Answered, Answers, PutToken, REQUEST_CREDIT, Service,
+};
 use super::{Node, STARTS_MAX, Session, queue_turn};
 use crate::context::Transport;
 use crate::dialect::amqp::address::{self, Address, PartitionAddress};
@@ -39,7 +42,7 @@ pub(super) struct Refusal {
 }
 
 /// Why a link is not opened.
-struct NotOpened {
+pub(super) struct NotOpened {
     error: Error,
     /// The word under which it is counted.
     reason: &'static str,
@@ -48,7 +51,7 @@ struct NotOpened {
 }
 
 impl NotOpened {
-    fn new(reason: &'static str, error: Error) -> Self {
+    pub(super) fn new(reason: &'static str, error: Error) -> Self {
         Self {
             error,
             reason,
@@ -56,7 +59,7 @@ impl NotOpened {
         }
     }
 
-    fn unauthorized() -> Self {
+    pub(super) fn unauthorized() -> Self {
         Self::new("unauthorized", error::unauthorized())
     }
 }
@@ -84,6 +87,9 @@ impl Session {
             _ if address.is_none() => Err(NotOpened::new("address", error::address_missing())),
             // Who has proved nothing is told nothing of what there is.
             _ if self.grants.last_expiry().is_none() => Err(NotOpened::unauthorized()),
+            (_, Address::Device { identities, node }) if self.is_hub() => {
+                self.attach_device(link, attach, identities, node)
+            }
             (Role::Sender, Address::DeviceBound) if self.is_hub() => {
                 self.open_commands(link, attach)
             }
@@ -182,15 +188,14 @@ impl Session {
         self.check_service_links()?;
         let until = permit.until;
         let hub = &self.context.hub;
-        let feedback = Feedback::open(
+        let feedback = Deliveries::open(
+            Content::Feedback(hub.name().into()),
             hub.c2d().feedback().receiver(),
-            permit,
-            hub.name().into(),
             self.context.conn_id,
             attach.snd_settle_mode,
         );
         if self.engine.accept_link(link, LinkReply::default()).is_ok() {
-            self.add_service_link(link, Node::Feedback(Box::new(feedback)), until);
+            self.add_service_link(link, Node::Feedback(Box::new(feedback), permit), until);
         }
         Ok(())
     }
@@ -329,16 +334,21 @@ impl Session {
             Some(Node::Answers(answers)) => {
                 answers.flush(link, &mut self.engine);
             }
+            Some(Node::Device(device)) => device.on_credit(),
             // The links to the service endpoint are asked in the next round.
-            Some(Node::Requests(_) | Node::Commands(_) | Node::Feedback(_)) | None => {}
+            Some(Node::Requests(_) | Node::Commands(_) | Node::Feedback(..)) | None => {}
         }
     }
 
-    pub(super) fn on_message(&mut self, message: &Message, now: Duration) {
+    pub(super) fn on_message(&mut self, message: &Message) {
         let service = match self.nodes.get_mut(&message.link) {
             Some(Node::Requests(service)) => *service,
             Some(Node::Commands(commands)) => {
                 commands.on_message(message, &mut self.engine);
+                return;
+            }
+            Some(Node::Device(device)) => {
+                self.devices.on_message(device, message);
                 return;
             }
             _ => return,
@@ -354,17 +364,39 @@ impl Session {
             let _ = self.engine.settle_incoming(message.link, id..=id, outcome);
         }
         let Ok(request) = request else { return };
-        let wall = self.context.timer().now();
-        let hub = &self.context.hub;
-        let answered = match service {
-            Service::Cbs => requests::put_token(hub, &mut self.grants, &request, wall),
-            Service::Management => requests::answer_question(hub, &self.grants, &request, wall),
-        };
-        if answered.granted {
-            self.granted(now);
+        match service {
+            Service::Cbs => {
+                let hub = self.context.hub.clone();
+                let put = PutToken::check(hub, message.link, message.payload.clone());
+                // Most are decided at once.
+                self.puts.push_back(put.boxed());
+            }
+            Service::Management => {
+                let wall = self.context.timer().now();
+                let hub = &self.context.hub;
+                let answered = requests::answer_question(hub, &self.grants, &request, wall);
+                self.answer(message.link, service, answered);
+            }
         }
+    }
+
+    /// Takes tokens that were checked.
+    pub(super) fn poll_puts(&mut self, cx: &mut Context<'_>, now: Duration) {
+        while let Poll::Ready(Some(put)) = self.puts.poll_next_unpin(cx) {
+            let wall = self.context.timer().now();
+            let link = put.link;
+            let (answered, granted) = put.finish(&mut self.grants, wall);
+            if granted {
+                self.granted(now);
+            }
+            self.answer(link, Service::Cbs, answered);
+        }
+    }
+
+    /// Sends the answer to a request that came on `request`.
+    fn answer(&mut self, request: LinkId, service: Service, answered: Answered) {
         let reply_to = answered.reply_to.as_deref();
-        let Some(link) = requests::answer_link(&self.nodes, message.link, service, reply_to) else {
+        let Some(link) = requests::answer_link(&self.nodes, request, service, reply_to) else {
             return;
         };
         let Some(Node::Answers(answers)) = self.nodes.get_mut(&link) else {
@@ -397,7 +429,13 @@ impl Session {
         self.detach(link, failed.to_amqp());
     }
 
-    fn refuse(&mut self, link: LinkId, address: &str, not_opened: NotOpened, now: Duration) {
+    pub(super) fn refuse(
+        &mut self,
+        link: LinkId,
+        address: &str,
+        not_opened: NotOpened,
+        now: Duration,
+    ) {
         let NotOpened {
             error,
             reason,

@@ -1,18 +1,22 @@
-//! AMQP connections of back ends: tokens, questions about the endpoint, readers of partitions,
-//! messages for devices and what became of them.
+//! AMQP connections of back ends and of devices: tokens, questions about the endpoint, readers of
+//! partitions, messages for devices and what became of them; telemetry of devices, and their messages.
 //!
 //! One task per connection drives the protocol engine and calls the hub. It sleeps on the socket,
 //! on one bell that the log rings for all partitions read here, on fetches from the log, on the hub's
-//! answers and deliveries of the service endpoint, and on the clock. Nothing is pushed to it, and what a peer does not read is bounded: no more than
+//! answers and deliveries of the service endpoint, on a bell for each device and link of one, and on the
+//! clock. Nothing is pushed to it, and what a peer does not read is bounded: no more than
 //! [`OUTPUT_BYTES_MAX`] and one turn of one reader wait to be written, and no input is taken while
 //! twice as much does.
 
 mod commands;
-mod feedback;
+mod deliveries;
+mod devices;
 mod grants;
 mod links;
 mod reader;
+mod ready;
 mod requests;
+mod telemetry;
 #[cfg(test)]
 mod tests;
 
@@ -25,20 +29,21 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use fieldpost_amqp::sasl::{Plain, SaslCode, SaslInit, mechanism};
-use fieldpost_amqp::{Config, Connection, Error, Event, Fatal, LinkId};
+use fieldpost_amqp::{Config, Connection, Error, Event, Fatal, LinkId, SessionId};
 use fieldpost_hub::auth::{AuthError, PlainLogin};
 use fieldpost_store::log::TailWatch;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
-use futures_util::stream::FuturesUnordered;
+use futures_util::stream::{FuturesOrdered, FuturesUnordered};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use self::commands::Commands;
-use self::feedback::{Feedback, Polled};
-use self::grants::Grants;
+use self::deliveries::{Deliveries, Polled};
+use self::devices::{DeviceLink, Devices};
+use self::grants::{Grants, Permit};
 use self::links::Refusal;
 use self::reader::{Fetched, Reader, Turn};
-use self::requests::{Answers, Service};
+use self::requests::{Answers, PutToken, Service};
 use crate::clock::{Alarm, within};
 use crate::context::ConnectionContext;
 use crate::dialect::amqp::error;
@@ -54,6 +59,9 @@ const FETCHES_MAX: usize = 32;
 /// Fetches from the log that one connection has under way with those that look for the start of a
 /// reader. A client that attaches and detaches faster than the log answers gets this far.
 const STARTS_MAX: usize = 1024;
+
+/// Tokens that one connection may have checked at a time. Nothing is read from it meanwhile.
+const PUTS_MAX: usize = 256;
 
 /// How long a connection is silent before it gives memory back.
 const QUIET: Duration = Duration::from_secs(5);
@@ -172,7 +180,9 @@ enum Node {
     /// Takes messages for devices.
     Commands(Box<Commands>),
     /// Sends what became of such messages.
-    Feedback(Box<Feedback>),
+    Feedback(Box<Deliveries>, Permit),
+    /// A device's.
+    Device(DeviceLink),
 }
 
 struct Session {
@@ -185,6 +195,10 @@ struct Session {
     nodes: BTreeMap<LinkId, Node>,
     /// The links to the service endpoint, which are asked whenever the task runs.
     service_links: Vec<LinkId>,
+    /// Behind the nodes: what their links hold goes back before a device lets go of its place.
+    devices: Devices,
+    /// Tokens that are being checked, in order.
+    puts: FuturesOrdered<BoxFuture<'static, PutToken>>,
     /// The host by which the client called the hub, if it did.
     hostname: Option<String>,
     /// Rung by the log for every partition read here, and by the hub when a reader is thrown out.
@@ -225,6 +239,8 @@ impl Session {
             grants: Grants::default(),
             nodes: BTreeMap::new(),
             service_links: Vec::new(),
+            devices: Devices::default(),
+            puts: FuturesOrdered::new(),
             hostname: None,
             bell: Arc::default(),
             turns: VecDeque::new(),
@@ -264,6 +280,7 @@ impl Session {
                 return Poll::Ready(End::Incomplete);
             }
             self.poll_login(cx);
+            self.poll_puts(cx, now);
             self.poll_bell(cx);
             self.poll_fetches(cx);
             let served = self.poll_service_links(cx, now);
@@ -277,7 +294,9 @@ impl Session {
             while let Some(event) = self.engine.next_event() {
                 self.on_event(event, now);
             }
-            let sent = self.take_turns() | (served == Served::Told);
+            let devices = self.poll_devices(cx, now);
+            let told = [served, devices].contains(&Served::Told);
+            let sent = self.take_turns() | told;
             let written = match poll_write_all(stream, cx, self.engine.output()) {
                 Poll::Ready(Ok(())) => true,
                 Poll::Ready(Err(error)) => return Poll::Ready(End::Socket(error)),
@@ -302,7 +321,7 @@ impl Session {
             // What the full output held back goes on as soon as all of that is written: no waker
             // stands for it.
             let freed = !self.turns.is_empty()
-                || served == Served::HeldBack
+                || [served, devices].contains(&Served::HeldBack)
                 || (intake == Intake::Blocked && self.wants_input());
             if read || (written && (sent || freed)) {
                 continue;
@@ -380,6 +399,8 @@ impl Session {
             return;
         }
         self.nodes.clear();
+        self.devices.clear();
+        self.puts.clear();
         self.service_links.clear();
         self.held_due = None;
         self.stopping_due = None;
@@ -401,7 +422,8 @@ impl Session {
         for node in self.nodes.values_mut() {
             match node {
                 Node::Commands(commands) => commands.stop(),
-                Node::Feedback(feedback) => feedback.stop(),
+                Node::Feedback(feedback, _) => feedback.stop(),
+                Node::Device(device) => device.stop(),
                 Node::Requests(_) | Node::Answers(_) | Node::Reader(_) => {}
             }
         }
@@ -412,13 +434,27 @@ impl Session {
     fn owes_answers(&self) -> bool {
         self.nodes.values().any(|node| match node {
             Node::Commands(commands) => commands.is_owing(),
-            Node::Feedback(feedback) => feedback.is_owing(),
+            Node::Feedback(feedback, _) => feedback.is_owing(),
+            Node::Device(device) => device.is_owing(),
             Node::Requests(_) | Node::Answers(_) | Node::Reader(_) => false,
         })
     }
 
     fn finish_stop(&mut self, now: Duration) {
         self.stopping_due = None;
+        if self.devices.is_any() {
+            // As though the network had failed, after which every library for devices connects anew. Told
+            // that its links or its connection are closed, Node's waits 45 s for its own first.
+            self.nodes.clear();
+            self.devices.clear();
+            let linger = match self.engine.output_len() {
+                0 => Duration::ZERO,
+                _ => self.context.limits.linger,
+            };
+            let due = now.saturating_add(linger);
+            self.ending.get_or_insert((End::ByHub("drain"), due));
+            return;
+        }
         for (link, _) in std::mem::take(&mut self.nodes) {
             // A link that is gone already needs no detach.
             let _ = self.engine.detach(link, Some(error::detach_forced()));
@@ -493,9 +529,10 @@ impl Session {
                 tracing::debug!(hostname, "AMQP connection open");
             }
             Event::SessionEnded { session, .. } => {
-                self.nodes.retain(|link, _| link.session() != session);
-                self.service_links.retain(|link| link.session() != session);
-                self.fetch_waiters.retain(|link| link.session() != session);
+                for link in self.links_in(session) {
+                    self.forget(link);
+                }
+                self.devices.forget_session(session);
                 self.refusals
                     .retain(|refusal| refusal.link.session() != session);
             }
@@ -504,12 +541,7 @@ impl Session {
             Event::Attach { link, attach } => self.on_attach(link, &attach, now),
             Event::Credit(link) => self.on_credit(link),
             Event::WindowOpen(session) => {
-                let links: Vec<LinkId> = self
-                    .nodes
-                    .keys()
-                    .filter(|link| link.session() == session)
-                    .copied()
-                    .collect();
+                let links = self.links_in(session);
                 links.into_iter().for_each(|link| self.on_credit(link));
             }
             Event::Drain(link) => {
@@ -519,14 +551,16 @@ impl Session {
                         answers.flush(link, &mut self.engine);
                         let _ = self.engine.drained(link);
                     }
-                    Some(Node::Feedback(feedback)) => feedback.drain(),
+                    Some(Node::Feedback(feedback, _)) => feedback.drain(),
+                    Some(Node::Device(device)) => device.drain(),
                     Some(Node::Requests(_) | Node::Commands(_)) | None => {}
                 }
                 self.on_credit(link);
             }
-            Event::Message(message) => self.on_message(&message, now),
+            Event::Message(message) => self.on_message(&message),
             Event::Outcome(outcome) => match self.nodes.get_mut(&outcome.link) {
-                Some(Node::Feedback(feedback)) => feedback.on_outcome(&outcome),
+                Some(Node::Feedback(feedback, _)) => feedback.on_outcome(&outcome),
+                Some(Node::Device(device)) => device.on_outcome(&outcome),
                 _ if outcome.settled => {}
                 _ => {
                     // A link that is gone in the meantime has nothing to settle.
@@ -589,8 +623,11 @@ impl Session {
                 self.sasl_outcome(SaslCode::Ok);
                 self.granted(self.context.monotonic());
             }
-            // Devices speak to the hub over MQTT so far.
-            Ok(PlainLogin::Device(_)) => self.sasl_outcome(SaslCode::Auth),
+            Ok(PlainLogin::Device(principal)) => {
+                self.grants.log_in_device(principal);
+                self.sasl_outcome(SaslCode::Ok);
+                self.granted(self.context.monotonic());
+            }
             Err(AuthError::Unauthorized(denial)) => {
                 tracing::debug!(reason = denial.as_str(), "login refused");
                 self.sasl_outcome(SaslCode::Auth);
@@ -690,7 +727,7 @@ impl Session {
                         self.held_due.get_or_insert(due);
                     }
                 }
-                Some(Node::Feedback(feedback)) => {
+                Some(Node::Feedback(feedback, _)) => {
                     let polled = feedback.poll(cx, *link, &mut self.engine, &mut self.head, now);
                     match polled {
                         Polled::Idle => {}
@@ -716,12 +753,23 @@ impl Session {
         let crowded = self.service_links.iter().any(|link| {
             matches!(self.nodes.get(link), Some(Node::Commands(commands)) if commands.is_crowded())
         });
-        !crowded && self.engine.wants_input()
+        let is_busy = self.devices.is_crowded() || self.puts.len() >= PUTS_MAX;
+        !crowded && !is_busy && self.engine.wants_input()
+    }
+
+    /// The links of a session behind which something stands.
+    fn links_in(&self, session: SessionId) -> Vec<LinkId> {
+        let links = self.nodes.keys().copied();
+        links.filter(|link| link.session() == session).collect()
     }
 
     /// Forgets what stood behind a link.
     fn forget(&mut self, link: LinkId) {
-        self.nodes.remove(&link);
+        let device = match self.nodes.remove(&link) {
+            Some(Node::Device(device)) => Some(device),
+            Some(_) | None => None,
+        };
+        self.devices.forget(link, device);
         self.service_links.retain(|known| *known != link);
         self.fetch_waiters.retain(|waiter| *waiter != link);
     }

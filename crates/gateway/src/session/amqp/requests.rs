@@ -10,7 +10,9 @@ use bytes::{Bytes, BytesMut};
 use fieldpost_amqp::message::Message;
 use fieldpost_amqp::{Connection, Delivery, LinkId};
 use fieldpost_hub::Hub;
+use fieldpost_hub::auth::CbsGrant;
 use fieldpost_hub::policies::Rights;
+use fieldpost_hub::secrets::Secret;
 use fieldpost_model::Timestamp;
 
 use super::Node;
@@ -53,8 +55,6 @@ pub(super) struct Answered {
     pub(super) answer: Bytes,
     /// Where the client wants it.
     pub(super) reply_to: Option<String>,
-    /// A token was taken.
-    pub(super) granted: bool,
 }
 
 impl Answers {
@@ -100,7 +100,11 @@ impl Answers {
 pub(super) fn answers_waiting(nodes: &BTreeMap<LinkId, Node>) -> usize {
     let waiting = nodes.values().map(|node| match node {
         Node::Answers(answers) => answers.waiting.len(),
-        Node::Requests(_) | Node::Reader(_) | Node::Commands(_) | Node::Feedback(_) => 0,
+        Node::Requests(_)
+        | Node::Reader(_)
+        | Node::Commands(_)
+        | Node::Feedback(..)
+        | Node::Device(_) => 0,
     });
     waiting.sum()
 }
@@ -125,33 +129,57 @@ pub(super) fn answer_link(
     ranked.max().map(|(_, link)| link)
 }
 
-/// Carries out a put-token request.
-pub(super) fn put_token(
-    hub: &Hub,
-    grants: &mut Grants,
-    message: &Message<'_>,
-    now: Timestamp,
-) -> Answered {
-    let (correlation_id, reply_to) = cbs::correlation(message);
-    let verified = cbs::token(message).and_then(|token| {
-        let verified = hub.access().verify_policy_token(&token);
-        verified.map_err(|error| Status::from(&error))
-    });
-    let kept = verified.and_then(|grant| {
-        let name = cbs::name(message).unwrap_or_default();
-        grants.put(name, grant, now).map_err(|reason| match reason {
-            NotKept::TooMany => Status::too_many_tokens(),
-            NotKept::Name => Status::bad_request("the name is too long"),
-        })
-    });
-    let granted = kept.is_ok();
-    let status = kept.err().unwrap_or_else(Status::ok);
-    let mut answer = BytesMut::new();
-    cbs::put_reply(&mut answer, correlation_id, &status);
-    Answered {
-        answer: answer.freeze(),
-        reply_to: reply_to.map(str::to_owned),
-        granted,
+/// A put-token request whose token was checked.
+pub(super) struct PutToken {
+    /// Where it came.
+    pub(super) link: LinkId,
+    request: Bytes,
+    verified: Result<CbsGrant, Status>,
+}
+
+impl PutToken {
+    /// Checks the token of a request, which is a message.
+    pub(super) async fn check(hub: Hub, link: LinkId, request: Bytes) -> Self {
+        let token = match Message::parse(&request) {
+            Ok(message) => cbs::token(&message).map(|token| Secret::new(&*token)),
+            Err(_) => Err(Status::bad_request("the request is not a message")),
+        };
+        let verified = match token {
+            Ok(token) => {
+                let verified = hub.access().authenticate_cbs(token.expose()).await;
+                verified.map_err(|error| Status::from(&error))
+            }
+            Err(status) => Err(status),
+        };
+        Self {
+            link,
+            request,
+            verified,
+        }
+    }
+
+    /// Keeps what the token grants; says whether it grants anything.
+    pub(super) fn finish(self, grants: &mut Grants, now: Timestamp) -> (Answered, bool) {
+        let message = Message::parse(&self.request).ok();
+        let (correlation_id, reply_to) = message.as_ref().map_or((None, None), cbs::correlation);
+        let kept = self.verified.and_then(|granted| {
+            let name = message.as_ref().and_then(cbs::name).unwrap_or_default();
+            grants
+                .put(name, granted, now)
+                .map_err(|reason| match reason {
+                    NotKept::TooMany => Status::too_many_tokens(),
+                    NotKept::Name => Status::bad_request("the name is too long"),
+                })
+        });
+        let granted = kept.is_ok();
+        let status = kept.err().unwrap_or_else(Status::ok);
+        let mut answer = BytesMut::new();
+        cbs::put_reply(&mut answer, correlation_id, &status);
+        let answered = Answered {
+            answer: answer.freeze(),
+            reply_to: reply_to.map(str::to_owned),
+        };
+        (answered, granted)
     }
 }
 
@@ -204,7 +232,6 @@ pub(super) fn answer_question(
     Answered {
         answer: answer.freeze(),
         reply_to: reply_to.map(str::to_owned),
-        granted: false,
     }
 }
 

@@ -2,6 +2,7 @@
 //! and a clock that the tests move.
 
 mod clients;
+mod devices;
 mod feedback;
 mod peer;
 mod service;
@@ -19,6 +20,7 @@ use fieldpost_amqp::sasl::{Plain, mechanism};
 use fieldpost_amqp::value::{Symbol, Value, ValueRef};
 use fieldpost_amqp::{ClientSasl, Config, Connection, Event, condition};
 use fieldpost_hub::Hub;
+use fieldpost_hub::auth::CbsGrant;
 use fieldpost_hub::clock::Clock;
 use fieldpost_model::Timestamp;
 use tokio::io::{DuplexStream, duplex};
@@ -330,17 +332,33 @@ async fn a_connection_holds_a_bounded_number_of_tokens() {
     let mut grants = Grants::default();
     let mut kept = 0;
     while grants
-        .put(&format!("name-{kept}"), grant.clone(), now)
+        .put(
+            &format!("name-{kept}"),
+            CbsGrant::Policy(grant.clone()),
+            now,
+        )
         .is_ok()
     {
         kept += 1;
         assert!(kept < 10_000);
     }
     // Renewing one of them is always possible, and so is a new one when others have expired.
-    assert!(grants.put("name-0", grant.clone(), now).is_ok());
+    assert!(
+        grants
+            .put("name-0", CbsGrant::Policy(grant.clone()), now)
+            .is_ok()
+    );
     let later = now.saturating_add(Duration::from_secs(7200));
-    assert!(grants.put("another", grant.clone(), later).is_ok());
-    assert!(grants.put(&"x".repeat(100_000), grant, later).is_err());
+    assert!(
+        grants
+            .put("another", CbsGrant::Policy(grant.clone()), later)
+            .is_ok()
+    );
+    assert!(
+        grants
+            .put(&"x".repeat(100_000), CbsGrant::Policy(grant), later)
+            .is_err()
+    );
 }
 
 #[tokio::test]
@@ -637,6 +655,7 @@ impl Pair {
         let grant = hub.hub.access().verify_policy_token(&token).unwrap();
         let mut session = Session::new(context);
         session.drained = true;
+        let grant = CbsGrant::Policy(grant);
         session.grants.put("all", grant, hub.clock.now()).unwrap();
         session.granted(hub.clock.monotonic());
         let (near, far) = duplex(stream_bytes);

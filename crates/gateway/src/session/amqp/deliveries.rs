@@ -1,4 +1,5 @@
-//! A link on which a service learns what became of its messages.
+//! A link on which messages come, each locked until the client says what becomes of it: a device's own, or
+//! for a service what became of those that it sent.
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
@@ -8,32 +9,42 @@ use std::time::Duration;
 use bytes::BytesMut;
 use fieldpost_amqp::performative::{DeliveryState, SndSettleMode};
 use fieldpost_amqp::{Connection, Delivery, Error, LinkId, Outcome, SendError};
-use fieldpost_hub::c2d::{
-    FeedbackDelivery, FeedbackMessage, FeedbackReceiver, SettleError, Settlement,
-};
+use fieldpost_hub::c2d::{Delivery as Locked, FeedbackMessage, Receiver, SettleError, Settlement};
+use fieldpost_record::RecordError;
 use metrics::{Gauge, gauge};
 
 use super::OUTPUT_BYTES_MAX;
-use super::grants::Permit;
+use crate::dialect::amqp::device_bound::put_command;
 use crate::dialect::amqp::error;
 use crate::dialect::amqp::feedback::{delivery_tag, put_feedback};
 use crate::dialect::amqp::refusal::{self, TrackingId};
-use crate::figures::report_unreadable_feedback;
+use crate::figures::{report_unreadable_command, report_unreadable_feedback};
 
 /// Deliveries that a client may leave unsettled on one link, whatever credit it gives. The hub keeps
 /// each of them in memory as long as its lock lasts.
 const UNSETTLED_MAX: u32 = 256;
 
-static OPEN: LazyLock<Gauge> = LazyLock::new(|| gauge!("fieldpost_c2d_feedback_links_open"));
+static FEEDBACK_OPEN: LazyLock<Gauge> =
+    LazyLock::new(|| gauge!("fieldpost_c2d_feedback_links_open"));
+static DEVICE_BOUND_OPEN: LazyLock<Gauge> =
+    LazyLock::new(|| gauge!("fieldpost_c2d_receiver_links_open"));
 
-/// One link from `messages/serviceBound/feedback`.
+/// What a link's messages are.
+#[derive(Clone, Debug)]
+pub(super) enum Content {
+    /// Feedback, from the hub of this name, on `messages/serviceBound/feedback`.
+    Feedback(Arc<str>),
+    /// Messages for the device that receives them, on its `messages/devicebound`.
+    Commands,
+}
+
+/// One such link.
 ///
 /// Dropping it releases the locks of all that is unsettled.
-pub(super) struct Feedback {
-    pub(super) permit: Permit,
+pub(super) struct Deliveries {
     conn_id: u64,
-    hub_name: Arc<str>,
-    receiver: FeedbackReceiver,
+    content: Content,
+    receiver: Receiver,
     /// The client takes deliveries as settled: each is complete as soon as it is sent.
     settled: bool,
     /// The sequence number of each delivery that the client has not settled.
@@ -47,7 +58,7 @@ pub(super) struct Feedback {
     lapsed: Vec<u32>,
     /// Locked for this link and not sent: the peer's window was closed, or what the client said of
     /// the message's last delivery is not confirmed yet.
-    ready: Option<FeedbackDelivery>,
+    ready: Option<Locked>,
     draining: Draining,
     is_stopped: bool,
 }
@@ -84,20 +95,54 @@ pub(super) enum Polled {
     Failed(Error),
 }
 
-impl Feedback {
-    /// A link of a connection, opened under `permit` in this mode.
+impl Content {
+    fn open(&self) -> &'static Gauge {
+        match self {
+            Self::Feedback(_) => &FEEDBACK_OPEN,
+            Self::Commands => &DEVICE_BOUND_OPEN,
+        }
+    }
+
+    /// What becomes of a message that the client has settled without a word about that.
+    fn without_outcome(&self) -> Settlement {
+        match self {
+            Self::Feedback(_) => Settlement::Abandon,
+            Self::Commands => Settlement::Complete,
+        }
+    }
+
+    fn put(&self, out: &mut BytesMut, locked: &Locked) -> Result<(), RecordError> {
+        match self {
+            Self::Feedback(hub_name) => {
+                let message = FeedbackMessage::parse(&locked.message)?;
+                let (sequence, count) = (locked.sequence, locked.delivery_count);
+                put_feedback(out, hub_name, sequence, count, &message);
+                Ok(())
+            }
+            Self::Commands => put_command(out, locked),
+        }
+    }
+
+    fn report_unreadable(&self, sequence: u64, error: &RecordError, now: Duration) {
+        match self {
+            Self::Feedback(_) => report_unreadable_feedback(sequence, error, now),
+            Self::Commands => report_unreadable_command(sequence, error, now),
+        }
+    }
+}
+
+impl Deliveries {
+    /// A link of a connection, in this mode.
     pub(super) fn open(
-        receiver: FeedbackReceiver,
-        permit: Permit,
-        hub_name: Arc<str>,
+        content: Content,
+        receiver: Receiver,
         conn_id: u64,
         mode: SndSettleMode,
     ) -> Self {
-        OPEN.increment(1);
+        content.open().increment(1);
         Self {
-            permit,
             conn_id,
-            hub_name,
+            content,
             receiver,
             settled: mode == SndSettleMode::Settled,
             unsettled: HashMap::new(),
@@ -143,9 +188,8 @@ impl Feedback {
         let settlement = match &outcome.state {
             Some(DeliveryState::Accepted) => Settlement::Complete,
             Some(DeliveryState::Rejected(_)) => Settlement::Reject,
-            // Settled without a word about what became of it, it counts as not taken.
-            None
-            | Some(
+            None => self.content.without_outcome(),
+            Some(
                 DeliveryState::Released
                 | DeliveryState::Modified(_)
                 | DeliveryState::Received(_)
@@ -243,24 +287,20 @@ impl Feedback {
 
     fn send(
         &mut self,
-        delivery: FeedbackDelivery,
+        delivery: Locked,
         link: LinkId,
         engine: &mut Connection,
         buffer: &mut BytesMut,
         now: Duration,
     ) -> Result<Sent, Error> {
-        let (sequence, count) = (delivery.sequence, delivery.delivery_count);
-        let message = match FeedbackMessage::parse(&delivery.message) {
-            Ok(message) => message,
-            Err(error) => {
-                report_unreadable_feedback(sequence, &error, now);
-                // It never will be read, and must be in nobody's way.
-                self.receiver.settle(sequence, Settlement::Reject);
-                return Ok(Sent::Skipped);
-            }
-        };
+        let sequence = delivery.sequence;
         buffer.clear();
-        put_feedback(buffer, &self.hub_name, sequence, count, &message);
+        if let Err(error) = self.content.put(buffer, &delivery) {
+            self.content.report_unreadable(sequence, &error, now);
+            // It never will be read, and must be in nobody's way.
+            self.receiver.settle(sequence, Settlement::Reject);
+            return Ok(Sent::Skipped);
+        }
         let sent = engine.send(
             link,
             &Delivery {
@@ -326,9 +366,9 @@ impl Feedback {
     }
 }
 
-impl Drop for Feedback {
+impl Drop for Deliveries {
     fn drop(&mut self) {
-        OPEN.decrement(1);
+        self.content.open().decrement(1);
     }
 }
 
