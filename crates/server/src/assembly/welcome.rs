@@ -14,7 +14,7 @@ pub(super) fn text(endpoints: &Endpoints, data: &Path, version: &str) -> String 
     for (name, endpoint) in &endpoints.listeners {
         let what = match name.as_str() {
             "mqtts" => "devices over MQTT",
-            "amqps" => "services and Event Hubs clients over AMQP",
+            "amqps" => "devices, services and Event Hubs clients over AMQP",
             "https" => "registry; MQTT and AMQP over WebSocket",
             "amqp" => "Event Hubs clients with UseDevelopmentEmulator=true, no TLS",
             "admin" => "health, metrics, admin API",

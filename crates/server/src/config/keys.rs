@@ -362,7 +362,7 @@ static AMQPS: [Key; 3] = listener_keys!(
     "true",
     "*",
     "5671",
-    "AMQP over TLS, for services and Event Hubs clients"
+    "AMQP over TLS, for devices, services and Event Hubs clients"
 );
 static HTTPS: [Key; 3] = listener_keys!(
     "https",

@@ -213,7 +213,11 @@ pub(super) fn scan(from: ScanFrom<'_>) -> io::Result<Scanned> {
     };
     let mut at = from.start;
     while at < length {
-        match scanner.read_group(at, length)? {
+        let group = match scanner.read_group(at, length)? {
+            Some(group) if scanner.covers_later(&group, length)? => None,
+            group => group,
+        };
+        match group {
             Some(group) => {
                 at += to_block(u64::from(group.header.bytes));
                 let last = group.header.kind == GroupKind::Sealed;
@@ -319,6 +323,31 @@ impl Scanner<'_> {
             header,
             runs: found,
         }))
+    }
+
+    /// Whether groups stand within a broken one that were written after it was durable. Then its header is
+    /// the older state of a block whose later write was lost, and says nothing of what follows.
+    fn covers_later(&mut self, group: &FoundGroup, length: u64) -> io::Result<bool> {
+        if group.runs.iter().all(|run| run.broken.is_empty()) {
+            return Ok(false);
+        }
+        let end = group.at.saturating_add(u64::from(group.header.bytes));
+        let mut at = group.at + BLOCK;
+        while at < end.min(length) {
+            let block = self.window.get(at, BLOCK_BYTES)?;
+            if let Ok(header) = group::peek(block)
+                && header.segment == self.segment
+                && header.number > group.header.number
+                && header.last_durable >= group.header.number
+            {
+                let head = HEADER_BYTES + size(u64::from(header.table_bytes));
+                if group::decode(self.log, self.window.get(at, head)?).is_ok() {
+                    return Ok(true);
+                }
+            }
+            at += BLOCK;
+        }
+        Ok(false)
     }
 
     fn last_number(&self) -> Option<u64> {

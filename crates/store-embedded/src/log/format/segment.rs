@@ -152,6 +152,10 @@ impl SegmentHeader {
                 },
             );
         }
+        // Where groups begin follows from the table, and must lie behind what is checked here.
+        if Self::bytes(&positions) != bytes.len() as u64 {
+            return Err(FormatError::Invalid);
+        }
         Ok(Self {
             log: LogId(log),
             id,
@@ -207,5 +211,25 @@ mod tests {
         fn arbitrary_bytes_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..9000)) {
             prop_assert!(SegmentHeader::decode(&bytes).is_err());
         }
+    }
+
+    #[test]
+    fn a_header_that_is_longer_than_its_table_is_none() {
+        let header = SegmentHeader {
+            log: LogId([7; 16]),
+            id: 1,
+            capacity: 1 << 20,
+            last_group: 0,
+            created: Timestamp::from_millis(5),
+            filled: true,
+            positions: Positions::default(),
+        };
+        let mut bytes = header.encode();
+        bytes.resize(2 * BLOCK_BYTES, 0);
+        bytes[12..16].copy_from_slice(&8192_u32.to_le_bytes());
+        bytes[CHECK_AT..FIXED_BYTES].fill(0);
+        let check = crc32c::crc32c(&bytes);
+        bytes[CHECK_AT..FIXED_BYTES].copy_from_slice(&check.to_le_bytes());
+        assert_eq!(SegmentHeader::decode(&bytes), Err(FormatError::Invalid));
     }
 }

@@ -294,6 +294,38 @@ fn what_was_left_behind_a_closed_log_is_not_taken_for_torn() {
 }
 
 #[test]
+fn a_block_as_it_was_before_a_crash_does_not_hide_what_was_written_since() {
+    let bench = Bench::new();
+    bench.append(0, &[b"one"]);
+    // The header, two marks of opening and a group stand before it; a crash leaves its first block.
+    const AT: usize = 4 * 4096;
+    let torn = bench.reopen();
+    torn.append(1, &[&body(1, 40_000)]);
+    let stale = torn.disk.content(FIRST).unwrap()[AT..AT + 4096].to_vec();
+    let again = bench.reopen();
+    for text in ["two", "three", "four"] {
+        again.append(0, &[text.as_bytes()]);
+    }
+    let disk = again.disk.copy();
+    disk.tamper(FIRST, |content| {
+        for block in [&stale, &content[AT..AT + 4096]] {
+            assert!(block.starts_with(b"FPLG"));
+        }
+        content[AT..AT + 4096].copy_from_slice(&stale);
+    });
+    let found = Bench::open(&disk, Arc::clone(&bench.clock), &small(), false).unwrap();
+    assert_eq!(found.report.torn, None);
+    let [damage] = &found.report.damage[..] else {
+        panic!("{:?}", found.report.damage)
+    };
+    assert_eq!((damage.from, damage.to), (AT as u64, AT as u64 + 4096));
+    let lost = &damage.lost[0];
+    assert_eq!((lost.partition.0, lost.from, lost.to), (0, 1, 2));
+    assert_eq!(found.next(0), 4);
+    assert_eq!(found.reopen().next(0), 4);
+}
+
+#[test]
 fn a_header_over_the_records_of_another_group_is_torn() {
     // Both records stand in blocks of their own: 4,096 bytes with header, table and frame.
     let written = |partition: u16, seed: u64| {
