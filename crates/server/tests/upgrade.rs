@@ -74,5 +74,6 @@ fn what_the_first_version_left_is_whole_and_served() {
     }
     let (status, log) = hub.stop();
     assert!(status.success(), "{log}");
-    assert!(!log.contains("ERROR") && !log.contains("WARN"), "{log}");
+    // It may warn of the years that have gone by.
+    assert!(!log.contains("ERROR") && log.contains("damaged=0"), "{log}");
 }
