@@ -81,7 +81,7 @@ pub(super) struct Devices {
     last_number: Number,
     arrivals: FuturesUnordered<BoxFuture<'static, Arrival>>,
     /// Links that have something to tell when the output is shorter.
-    held_back: Vec<Arc<Bell<Part>>>,
+    held_back: BTreeMap<LinkId, Arc<Bell<Part>>>,
     /// Open or waiting to be.
     links: usize,
     /// Telemetry that waits for the hub, in bytes.
@@ -308,9 +308,6 @@ impl Session {
         // A link that is gone again needs no node.
         if self.engine.accept_link(link, LinkReply::default()).is_err() {
             self.devices.links -= 1;
-            if member.links.is_empty() {
-                self.devices.remove(number);
-            }
             return;
         }
         let (hub, conn_id) = (&self.context.hub, self.context.conn_id);
@@ -347,7 +344,7 @@ impl Session {
             served = Served::Told;
         }
         if self.engine.output_len() < OUTPUT_BYTES_MAX {
-            for bell in std::mem::take(&mut self.devices.held_back) {
+            for bell in std::mem::take(&mut self.devices.held_back).values() {
                 bell.ring();
             }
         }
@@ -364,7 +361,7 @@ impl Session {
                 Part::Link(link) => match self.poll_device_link(link, now) {
                     Served::Nothing => {}
                     Served::HeldBack => {
-                        self.devices.held_back.push(bell);
+                        self.devices.held_back.insert(link, bell);
                         if served == Served::Nothing {
                             served = Served::HeldBack;
                         }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::LazyLock;
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use fieldpost_amqp::performative::DeliveryState;
 use fieldpost_amqp::{Connection, Error, LinkId, Message};
 use fieldpost_hub::ingest::Sender;
@@ -32,6 +33,8 @@ pub(super) struct Telemetry {
     /// Came, and not taken by the hub yet, in order.
     waiting: VecDeque<Message>,
     waiting_bytes: usize,
+    /// The first so many of them have memory of their own.
+    owned: usize,
     /// Taken, by batch, and not durable yet; the deliveries whose client waits for that.
     taken: VecDeque<(u64, Vec<u32>)>,
     /// The last batch that is durable.
@@ -48,6 +51,7 @@ impl Telemetry {
             sender,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
+            owned: 0,
             taken: VecDeque::new(),
             durable: 0,
             is_stopped: false,
@@ -65,6 +69,7 @@ impl Telemetry {
         self.is_stopped = true;
         self.waiting.clear();
         self.waiting_bytes = 0;
+        self.owned = 0;
         self.sender.withdraw();
     }
 
@@ -99,6 +104,11 @@ impl Telemetry {
             // What was just handed on has left no waker behind.
             told |= self.poll_durable(cx, link, engine)?;
         }
+        // What has to wait must not keep all that was read with it.
+        for message in self.waiting.iter_mut().skip(self.owned) {
+            message.payload = Bytes::copy_from_slice(&message.payload);
+        }
+        self.owned = self.waiting.len();
         Ok(told | self.grant(link, engine))
     }
 
@@ -131,6 +141,7 @@ impl Telemetry {
             && let Some(message) = self.waiting.pop_front()
         {
             self.waiting_bytes = self.waiting_bytes.saturating_sub(message.payload.len());
+            self.owned = self.owned.saturating_sub(1);
             let id = message.delivery_id;
             let accepted = read(message.message_format, &message.payload)
                 .map_err(|invalid| refusal::invalid_telemetry(&invalid, self.tracking_id(id)))

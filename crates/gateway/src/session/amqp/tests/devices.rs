@@ -8,6 +8,7 @@ use fieldpost_hub::auth::DevicePrincipal;
 use fieldpost_hub::c2d::Target;
 use fieldpost_hub::identity::{DeviceSpec, DeviceStatus, Precondition};
 use fieldpost_model::{CloudMessage, Identity};
+use fieldpost_store::{Health, HealthLevel};
 
 use super::wire::Wire;
 use super::*;
@@ -456,4 +457,50 @@ async fn properties_of_a_device_are_read_at_the_endpoint() {
     let events = hub.events("dev1").await;
     let expected = [("k".to_owned(), Some("v".to_owned()))];
     assert_eq!(events[0].properties, expected);
+}
+
+#[tokio::test]
+async fn telemetry_waits_while_the_disk_is_nearly_full_and_goes_on_by_itself() {
+    let hub = TestHub::automatic().await;
+    let mut peer = with_device(&hub, "dev1").await;
+    let link = peer.sender(&events_of("dev1"));
+    peer.accepted(link).await;
+    let set = |level| {
+        let reason = Some("a test".into());
+        hub.store.log.set_health(Health { level, reason });
+    };
+    set(HealthLevel::HoldMessages);
+    nudge().await;
+    await_credit(&mut peer, link).await;
+    // More than is kept of one connection: the hub stops reading, and forgets nothing.
+    let large = "x".repeat(200_000);
+    for number in 0..10_u8 {
+        let payload = body(&format!("{large}{number}"));
+        let delivery = Delivery {
+            tag: &[number],
+            settled: false,
+            message_format: 0,
+            payload: &[&payload[..]],
+        };
+        peer.engine.send(link, &delivery).unwrap();
+    }
+    peer.hears_nothing().await;
+    assert!(hub.events("dev1").await.is_empty());
+    set(HealthLevel::Ok);
+    let mut accepted = 0;
+    while accepted < 10 {
+        match peer.event().await {
+            Event::Outcome(outcome) => {
+                assert_eq!(outcome.state, Some(DeliveryState::Accepted));
+                accepted += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    let bodies = hub.events("dev1").await;
+    let last: Vec<_> = bodies
+        .iter()
+        .filter_map(|event| event.body.chars().last())
+        .collect();
+    assert_eq!(last, ('0'..='9').collect::<Vec<_>>());
 }
