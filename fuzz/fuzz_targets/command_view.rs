@@ -1,9 +1,11 @@
 //! Stored messages to devices: no bytes panic, what is read is the same after it was written again, and
-//! HTTP can carry it.
+//! HTTP and AMQP can carry it.
 #![no_main]
 
 use bytes::{Bytes, BytesMut};
-use fieldpost_gateway::fuzzing::http_command;
+use fieldpost_amqp::ValueRef;
+use fieldpost_amqp::message::Message;
+use fieldpost_gateway::fuzzing::{amqp_device_bound, http_command};
 use fieldpost_model::CloudMessage;
 use fieldpost_record::command::{self, CommandEnvelope, CommandView};
 use libfuzzer_sys::fuzz_target;
@@ -55,4 +57,19 @@ fuzz_target!(|stored: &[u8]| {
     // The six that every message has, and its own.
     let headers = http_command(Bytes::copy_from_slice(stored)).expect("it was read");
     assert!(headers >= 6);
+    let carried = amqp_device_bound(Bytes::copy_from_slice(stored));
+    // What has no body of its own is no message of ours.
+    let (Some(body), Some(carried)) = (view.body(), &carried) else {
+        assert!(view.body().is_none() && carried.is_none());
+        return;
+    };
+    let carried = Message::parse(carried).expect("it was written");
+    assert_eq!(carried.data().collect::<Vec<_>>(), [body]);
+    if let Some(properties) = carried.application_properties {
+        for entry in properties.iter() {
+            let is_text =
+                |(name, value)| matches!((name, value), (ValueRef::String(_), ValueRef::String(_)));
+            assert!(entry.is_ok_and(is_text));
+        }
+    }
 });

@@ -27,10 +27,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::GatewayLimits;
 use crate::dialect::amqp::address::{Address, PartitionAddress};
 use crate::dialect::amqp::command::Command;
+use crate::dialect::amqp::device_bound::put_command;
 use crate::dialect::amqp::error::Status;
 use crate::dialect::amqp::management::{self, Question};
 use crate::dialect::amqp::receiver::ReceiverRequest;
-use crate::dialect::amqp::{cbs, redirect, selector};
+use crate::dialect::amqp::{cbs, redirect, selector, telemetry};
 use crate::dialect::mqtt::{self, DeliveryName, EmptyValues, Marks, Topic, UserName};
 use crate::http::document::InvalidDocument;
 use crate::http::{Routes, call, device_bound, document, path};
@@ -202,6 +203,28 @@ pub fn amqp_command<'a>(
     let command = Command::of(message).ok()?;
     let Target { identity, fallback } = command.target;
     Some((command.message, [Some(identity), fallback]))
+}
+
+/// The messages that a device's transfer of this format holds.
+#[must_use]
+pub fn amqp_telemetry(message_format: u32, payload: &[u8]) -> Option<Vec<DeviceMessage<'_>>> {
+    telemetry::read(message_format, payload).ok()
+}
+
+/// A stored message as a device receives it over AMQP.
+#[must_use]
+pub fn amqp_device_bound(stored: Bytes) -> Option<BytesMut> {
+    let delivery = Delivery {
+        sequence: 1,
+        lock: LockToken([7; 16]),
+        delivery_count: 0,
+        expires: Timestamp::NEVER,
+        again: None,
+        message: stored,
+    };
+    let mut out = BytesMut::new();
+    put_command(&mut out, &delivery).ok()?;
+    Some(out)
 }
 
 /// What a client is told that looks for events under `address` of a hub that it calls `hostname`.
