@@ -10,6 +10,7 @@ async function main() {
   const events = await readFrom(process.env.DEVICE_ID, expected.length);
   const got = events.map((event) => ({
     body: event.body.toString('base64'),
+    length: event.body.length,
     messageId: event.messageId,
     correlationId: event.correlationId,
     userId: textOf(event.systemProperties.userId),

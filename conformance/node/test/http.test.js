@@ -1,14 +1,14 @@
 'use strict';
-// Messages to a device that speaks HTTPS: the unmodified Node.js device SDK polls, completes, rejects and
-// abandons.
+// A device that speaks HTTPS, with the unmodified Node.js device SDK: it sends single messages and batches, and
+// it polls, completes, rejects and abandons messages to it.
 
 const assert = require('node:assert/strict');
 const { after, before, test } = require('node:test');
-const { randomUUID } = require('node:crypto');
+const { randomBytes, randomUUID } = require('node:crypto');
 const { once } = require('node:events');
-const { Client } = require('azure-iot-device');
+const { Client, Message } = require('azure-iot-device');
 const { Http } = require('azure-iot-device-http');
-const { Hub } = require('../hub');
+const { Hub, inTrustingProcess } = require('../hub');
 
 // The connection string ends at a semicolon; everything else that an id may hold and a path must encode.
 const ODD_ID = "node%#?'():@+$=,!*";
@@ -100,4 +100,72 @@ test('a device that polls without its key is told so', async () => {
   const { client, poll } = await open({ id: device.id, connectionString: wrong });
   await assert.rejects(poll(), (error) => error.response.statusCode === 401);
   await client.close();
+});
+
+// What a property's name and value may be made of over HTTPS, by Azure's documentation.
+const ALPHABET = "!#$%&'*+-.^_`|~09AZaz";
+
+async function read(device, expected) {
+  await inTrustingProcess(hub, 'read.js', { DEVICE_ID: device.id, EXPECTED: JSON.stringify(expected) });
+}
+
+test('every body and property comes out as it went in', async () => {
+  const device = await hub.createDevice(`${ODD_ID}${randomUUID().slice(0, 8)}`);
+  const { client } = await open(device);
+  const expected = [];
+  for (let number = 0; number < 30; number += 1) {
+    const message = new Message(randomBytes(number % 5 === 0 ? 0 : number * 100));
+    message.messageId = `message-${number}`;
+    message.correlationId = `c-${number}`;
+    message.userId = 'someone';
+    message.contentType = 'application/octet-stream';
+    message.contentEncoding = 'utf-8';
+    message.expiryTimeUtc = '2031-01-02T03:04:05.000Z';
+    const properties = { Room: 'Attic', room2: 'é', [`${number}${ALPHABET}`]: ALPHABET, empty: '' };
+    for (const [name, value] of Object.entries(properties)) {
+      message.properties.add(name, value);
+    }
+    await client.sendEvent(message);
+    expected.push({
+      body: message.getBytes().toString('base64'),
+      messageId: message.messageId,
+      correlationId: message.correlationId,
+      userId: message.userId,
+      contentType: message.contentType,
+      contentEncoding: message.contentEncoding,
+      expiry: Date.parse(message.expiryTimeUtc),
+      properties,
+    });
+  }
+  await client.close();
+  await read(device, expected);
+});
+
+test('a batch is stored as single messages', async () => {
+  const device = await hub.createDevice(`node-${randomUUID().slice(0, 8)}`);
+  const { client } = await open(device);
+  const messages = [];
+  for (let number = 0; number < 100; number += 1) {
+    const message = new Message(randomBytes(number * 10));
+    message.properties.add('Number', String(number));
+    messages.push(message);
+  }
+  await client.sendEventBatch(messages);
+  await client.close();
+  const seen = (message, number) => ({
+    body: message.getBytes().toString('base64'),
+    properties: { Number: String(number) },
+  });
+  await read(device, messages.map(seen));
+});
+
+test('a message over 256 KB is refused as too large, and the next one is taken', async () => {
+  const device = await hub.createDevice(`node-${randomUUID().slice(0, 8)}`);
+  const { client } = await open(device);
+  for (const size of [300_000, 3_000_000]) {
+    await assert.rejects(client.sendEvent(new Message(randomBytes(size))), { name: 'MessageTooLargeError' });
+  }
+  await client.sendEvent(new Message(randomBytes(255 * 1024)));
+  await client.close();
+  await read(device, [{ length: 255 * 1024 }]);
 });

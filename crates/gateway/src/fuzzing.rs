@@ -34,7 +34,8 @@ use crate::dialect::amqp::receiver::ReceiverRequest;
 use crate::dialect::amqp::{cbs, redirect, selector, telemetry};
 use crate::dialect::mqtt::{self, DeliveryName, EmptyValues, Marks, Topic, UserName};
 use crate::http::document::InvalidDocument;
-use crate::http::{Routes, call, device_bound, document, path};
+use crate::dialect::http::telemetry as http_dialect;
+use crate::http::{Routes, call, device_bound, document, path, spelling};
 use crate::listen::websocket::WebSocketBytes;
 
 /// The routes of a hub over HTTP.
@@ -302,4 +303,32 @@ pub fn websocket<S: AsyncRead + AsyncWrite + Unpin>(
     timer: Arc<dyn Timer>,
 ) -> impl AsyncRead + AsyncWrite + Unpin {
     WebSocketBytes::new(stream, early, timer)
+}
+
+/// Telemetry as a batch over HTTPS carries it; `None` when the body is none.
+#[must_use]
+pub fn http_batch(body: &[u8]) -> Option<Vec<DeviceMessage<'_>>> {
+    http_dialect::messages(body).ok()
+}
+
+/// Telemetry as a request over HTTPS carries it, with headers as they were sent.
+#[must_use]
+pub fn http_message<'a>(headers: &[(&'a str, &'a [u8])], body: &'a [u8]) -> DeviceMessage<'a> {
+    http_dialect::message(headers, body)
+}
+
+/// Headers as they were sent, found in what was read before a request was parsed.
+#[must_use]
+pub fn http_headers_sent(
+    read: &[u8],
+    method: &str,
+    parsed: &HeaderMap,
+) -> Option<Vec<(String, Vec<u8>)>> {
+    let head = spelling::RawHead::of(Bytes::copy_from_slice(read));
+    let headers = head.headers(method, parsed)?.into_iter();
+    Some(
+        headers
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect(),
+    )
 }

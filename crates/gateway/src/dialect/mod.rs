@@ -3,4 +3,5 @@
 //! Nothing here waits, locks or knows a socket; every function is total over hostile input.
 
 pub(crate) mod amqp;
+pub(crate) mod http;
 pub(crate) mod mqtt;

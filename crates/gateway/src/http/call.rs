@@ -3,21 +3,23 @@
 use std::sync::Arc;
 
 use axum::RequestExt;
-use axum::body::{self, Body};
+use axum::body::Body;
 use axum::extract::{RawPathParams, Request};
 use axum::http::{HeaderMap, HeaderValue, header, request};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use fieldpost_hub::auth::{AuthError, Denial, DevicePrincipal, parse_sas};
 use fieldpost_hub::c2d::LockToken;
 use fieldpost_hub::identity::Precondition;
 use fieldpost_hub::policies::Rights;
 use fieldpost_model::{DeviceId, Identity, ModuleId};
+use http_body_util::BodyExt;
 use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
 
 use super::Api;
 use super::connection::Activity;
 use super::refusal::Refusal;
+use super::spelling::RawHead;
 use crate::clock::within;
 
 /// The oldest `api-version` that is understood (Azure IoT Hub REST).
@@ -83,7 +85,8 @@ impl Call {
 
     /// Reads the body as JSON.
     pub(crate) async fn json<T: DeserializeOwned>(self, api: &Api) -> Result<T, Refusal> {
-        let body = read_body(api, self.body).await?;
+        let bytes_max = api.limits.http_body_bytes_max;
+        let body = read_body(api, &self.parts, self.body, bytes_max).await?;
         // Some clients mark their UTF-8.
         let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&body);
         serde_json::from_slice(body).map_err(|error| Refusal::Format(error.to_string().into()))
@@ -100,15 +103,14 @@ pub(crate) struct DeviceCall {
 
 impl DeviceCall {
     /// Checks the credential: a token of the device's own key, or of a policy that may speak for it.
-    /// Any `api-version` is taken, and none.
-    pub(crate) async fn open(api: &Api, mut request: Request) -> Result<Self, Refusal> {
+    /// Any `api-version` is taken, and none. The body comes back for [`DeviceCall::read`].
+    pub(crate) async fn open(api: &Api, mut request: Request) -> Result<(Self, Body), Refusal> {
         let path = PathParameters::of(&mut request).await?;
         let identity = Identity {
             device: path.device_id()?,
             module: path.module_id()?,
         };
-        // Nothing here has a body that matters.
-        let (parts, _) = request.into_parts();
+        let (parts, body) = request.into_parts();
         let token = token(&parts)?;
         let host = parts.headers.get(header::HOST);
         let host = host.and_then(|host| host.to_str().ok());
@@ -119,11 +121,13 @@ impl DeviceCall {
             .await
             .map_err(|error| refusal_of(error, token, identity))?;
         set_authenticated(&parts);
-        Ok(Self {
+        api.hub.presence().touch(&principal.identity).await;
+        let call = Self {
             principal,
             parts,
             path,
-        })
+        };
+        Ok((call, body))
     }
 
     /// The lock that the path names; `If-Match` may name it as well and must then agree.
@@ -139,6 +143,29 @@ impl DeviceCall {
             let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
             (decoded(name), decoded(value))
         })
+    }
+
+    /// Reads the body, of `bytes_max` bytes at most. It counts as held until the request is answered.
+    pub(crate) async fn read(
+        &self,
+        api: &Api,
+        body: Body,
+        bytes_max: usize,
+    ) -> Result<Bytes, Refusal> {
+        read_body(api, &self.parts, body, bytes_max).await
+    }
+
+    /// The headers in their order, their names as the client wrote them, where that is known.
+    pub(crate) fn headers(&self) -> Vec<(&str, &[u8])> {
+        let parts = &self.parts;
+        let raw = parts.extensions.get::<RawHead>();
+        raw.and_then(|head| head.headers(parts.method.as_str(), &parts.headers))
+            .unwrap_or_else(|| {
+                let headers = parts.headers.iter();
+                headers
+                    .map(|(name, value)| (name.as_str(), value.as_bytes()))
+                    .collect()
+            })
     }
 
     /// A header that is text.
@@ -200,26 +227,67 @@ fn set_authenticated(parts: &request::Parts) {
     }
 }
 
-async fn read_body(api: &Api, body: Body) -> Result<Bytes, Refusal> {
-    let limits = &api.limits;
-    let read = body::to_bytes(body, limits.http_body_bytes_max);
-    match within(api.hub.timer(), limits.http_body, read).await {
-        None => Err(Refusal::BodyTimeout),
-        Some(Ok(body)) => Ok(body),
-        Some(Err(error)) if is_length_limit(&error) => Err(Refusal::BodyTooLarge),
-        Some(Err(error)) => Err(Refusal::bad_request(error.to_string())),
-    }
+async fn read_body(
+    api: &Api,
+    parts: &request::Parts,
+    body: Body,
+    bytes_max: usize,
+) -> Result<Bytes, Refusal> {
+    let activity = parts.extensions.get::<Arc<Activity>>();
+    let hold = |bytes| {
+        if let Some(activity) = activity {
+            activity.hold_body(bytes);
+        }
+    };
+    let collected = collect(body, bytes_max, api.limits.http_body_bytes_max, hold);
+    within(api.hub.timer(), api.limits.http_body, collected)
+        .await
+        .unwrap_or(Err(Refusal::BodyTimeout))
 }
 
-fn is_length_limit(error: &axum::Error) -> bool {
-    let mut source = std::error::Error::source(error);
-    while let Some(error) = source {
-        if error.is::<http_body_util::LengthLimitError>() {
-            return true;
+/// Reads a body, and says how much of it is held. One that is too long is read to its end all the
+/// same, up to `read_max`: a client that is still sending when the connection is closed does not see
+/// the answer.
+async fn collect(
+    mut body: Body,
+    bytes_max: usize,
+    read_max: usize,
+    hold: impl Fn(usize),
+) -> Result<Bytes, Refusal> {
+    let mut first = Bytes::new();
+    let mut all = BytesMut::new();
+    let mut length = 0;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| Refusal::bad_request(error.to_string()))?;
+        // Trailers mean nothing here.
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        let is_first = length == 0;
+        length += data.len();
+        if length > read_max.max(bytes_max) {
+            return Err(Refusal::BodyTooLarge);
         }
-        source = error.source();
+        if length > bytes_max {
+            (first, all) = (Bytes::new(), BytesMut::new());
+            hold(0);
+            continue;
+        }
+        hold(length);
+        if is_first {
+            first = data;
+        } else {
+            if all.is_empty() {
+                all.extend_from_slice(&first);
+            }
+            all.extend_from_slice(&data);
+        }
     }
-    false
+    match length {
+        length if length > bytes_max => Err(Refusal::BodyTooLarge),
+        length if length == first.len() => Ok(first),
+        _ => Ok(all.freeze()),
+    }
 }
 
 /// The condition of `If-Match` in any of its spellings.

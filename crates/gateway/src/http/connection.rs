@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
@@ -25,14 +25,15 @@ use crate::clock::Alarm;
 use crate::context::ConnectionContext;
 use crate::figures::count_refused;
 use crate::http::Routes;
+use crate::http::spelling::{HeadRecord, Recorded};
 use crate::listen::limits::GatewayLimits;
 use crate::listen::upgrade::{Subprotocol, Upgrade, negotiate};
 
 /// Bytes of a request's head, and of what is buffered of a body, per connection.
-const BUFFER_BYTES_MAX: usize = 32 * 1024;
+pub(super) const BUFFER_BYTES_MAX: usize = 32 * 1024;
 
 /// Header lines of a request.
-const HEADERS_MAX: usize = 100;
+pub(super) const HEADERS_MAX: usize = 100;
 
 /// How an HTTP connection ended.
 pub(crate) enum Ended<S> {
@@ -52,6 +53,9 @@ pub(crate) enum Ended<S> {
 /// What the connection's task and its requests tell each other.
 #[derive(Debug)]
 pub(crate) struct Activity {
+    /// Bytes of a request's body that are held.
+    body_bytes: AtomicUsize,
+    head: Arc<HeadRecord>,
     /// Since when the next request's head is awaited, in monotonic milliseconds;
     /// [`Self::BUSY`] while a request is answered.
     waiting_since_ms: AtomicU64,
@@ -66,6 +70,8 @@ impl Activity {
 
     fn new(now: Duration) -> Self {
         Self {
+            body_bytes: AtomicUsize::new(0),
+            head: Arc::default(),
             waiting_since_ms: AtomicU64::new(millis(now)),
             began_ms: millis(now),
             authenticated: AtomicBool::new(false),
@@ -76,6 +82,12 @@ impl Activity {
     /// Says that a request on this connection carried a valid credential.
     pub(crate) fn set_authenticated(&self) {
         self.authenticated.store(true, Ordering::Relaxed);
+    }
+
+    /// Says how many bytes of a request's body are held. They count against the gateway's budget for
+    /// what is incomplete.
+    pub(crate) fn hold_body(&self, bytes: usize) {
+        self.body_bytes.store(bytes, Ordering::Relaxed);
     }
 
     /// When the connection is to be closed for its silence.
@@ -116,7 +128,7 @@ where
             .max_headers(HEADERS_MAX)
             // The runtime's timers are not used here; see `Activity`.
             .header_read_timeout(None)
-            .serve_connection(TokioIo::new(stream), service)
+            .serve_connection(TokioIo::new(Recorded::new(stream, &activity.head)), service)
             .with_upgrades();
         let mut connection = pin!(connection);
         let mut drain = pin!(context.draining());
@@ -132,6 +144,13 @@ where
             }
             if activity.authenticated.load(Ordering::Relaxed) {
                 context.authenticated();
+            }
+            let held = activity.body_bytes.load(Ordering::Relaxed);
+            context.incomplete.hold(held, false, timer.monotonic());
+            if context.incomplete.poll_evicted(cx).is_ready() {
+                count_refused("http", "incomplete_bytes");
+                debug!("closed to make room for the requests of others");
+                return Poll::Ready(Some(Ok(())));
             }
             alarm.poll(cx, &timer, activity.due(&limits)).map(|()| None)
         })
@@ -156,9 +175,9 @@ where
     let Ok(upgraded) = upgrade.await else {
         return Ended::Closed;
     };
-    match upgraded.downcast::<TokioIo<S>>() {
+    match upgraded.downcast::<TokioIo<Recorded<S>>>() {
         Ok(parts) => Ended::Upgraded {
-            stream: parts.io.into_inner(),
+            stream: parts.io.into_inner().into_inner(),
             early: parts.read_buf,
             subprotocol,
         },
@@ -191,11 +210,14 @@ async fn answer(
             routes.refuse(refused)
         }
         None => {
+            parts.extensions.insert(activity.head.take());
             parts.extensions.insert(Arc::clone(&activity));
             let request = Request::from_parts(parts, Body::new(body));
             routes.answer(request).await
         }
     };
+    activity.hold_body(0);
+    activity.head.begin();
     activity
         .waiting_since_ms
         .store(millis(timer.monotonic()), Ordering::Relaxed);

@@ -27,7 +27,8 @@ pub(crate) async fn receive(
     State(api): State<Api>,
     request: Request,
 ) -> Result<Response<Body>, Refusal> {
-    let call = DeviceCall::open(&api, request).await?;
+    // No body means anything here.
+    let (call, _) = DeviceCall::open(&api, request).await?;
     let lock = lock_asked_for(&call);
     let c2d = api.hub.c2d();
     while let Some(delivery) = c2d.receive_one(&call.principal, lock).await? {
@@ -51,7 +52,7 @@ pub(crate) async fn complete_or_reject(
     State(api): State<Api>,
     request: Request,
 ) -> Result<Response<Body>, Refusal> {
-    let call = DeviceCall::open(&api, request).await?;
+    let (call, _) = DeviceCall::open(&api, request).await?;
     // Java's SDK puts the question mark into the name.
     let is_reject = |name: &str| name.trim_start_matches('?').eq_ignore_ascii_case("reject");
     let settlement = if call.query().any(|(name, _)| is_reject(&name)) {
@@ -67,7 +68,7 @@ pub(crate) async fn abandon(
     State(api): State<Api>,
     request: Request,
 ) -> Result<Response<Body>, Refusal> {
-    let call = DeviceCall::open(&api, request).await?;
+    let (call, _) = DeviceCall::open(&api, request).await?;
     settle(&api, &call, Settlement::Abandon).await
 }
 

@@ -9,6 +9,8 @@ pub mod document;
 mod feedback;
 pub(crate) mod path;
 pub(crate) mod refusal;
+pub(crate) mod spelling;
+mod telemetry;
 #[cfg(test)]
 mod tests;
 
@@ -64,8 +66,8 @@ impl Routes {
                 "/devices/{device}/modules/{module}/commands",
                 delete(devices::purge).fallback(wrong_method),
             )
-            .merge(device_bound_routes("/devices/{device}"))
-            .merge(device_bound_routes("/devices/{device}/modules/{module}"))
+            .merge(device_routes("/devices/{device}"))
+            .merge(device_routes("/devices/{device}/modules/{module}"))
             .route(
                 "/messages/servicebound/feedback",
                 get(feedback::receive)
@@ -113,10 +115,14 @@ impl Routes {
     }
 }
 
-/// What a device or module does with messages to it.
-fn device_bound_routes(identity: &str) -> Router<Api> {
+/// What a device or module sends, and does with messages to it.
+fn device_routes(identity: &str) -> Router<Api> {
     let messages = format!("{identity}/messages/devicebound");
     Router::new()
+        .route(
+            &format!("{identity}/messages/events"),
+            post(telemetry::send).fallback(wrong_method),
+        )
         .route(
             &messages,
             get(device_bound::receive)

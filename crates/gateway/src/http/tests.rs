@@ -2,6 +2,7 @@
 
 mod device_bound;
 mod feedback;
+mod telemetry;
 
 use std::sync::Arc;
 
@@ -30,7 +31,10 @@ struct Answer {
 
 impl Service {
     async fn open() -> Self {
-        let hub = TestHub::automatic().await;
+        Self::of(TestHub::automatic().await)
+    }
+
+    fn of(hub: TestHub) -> Self {
         let limits = Arc::new(GatewayLimits {
             http_body_bytes_max: 64 * 1024,
             ..GatewayLimits::default()

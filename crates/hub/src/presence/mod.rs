@@ -153,9 +153,7 @@ impl Session {
 
     /// Notes that the identity sent or received something. Cheap; once per read or write will do.
     pub fn touch(&self, now: Timestamp) {
-        self.cell
-            .last_activity
-            .store(now.as_millis(), Ordering::Relaxed);
+        self.cell.touch(now);
     }
 }
 
@@ -199,6 +197,10 @@ impl Cell {
         REASONS.get(code.checked_sub(1)?).copied()
     }
 
+    fn touch(&self, now: Timestamp) {
+        self.last_activity.store(now.as_millis(), Ordering::Relaxed);
+    }
+
     fn last_activity(&self) -> Timestamp {
         Timestamp::from_millis(self.last_activity.load(Ordering::Relaxed))
     }
@@ -235,6 +237,15 @@ impl Presence {
             }
         }
         session
+    }
+
+    /// Notes that an identity sent or received something by a protocol that has no connections.
+    /// Nobody loses a place by it.
+    pub async fn touch(&self, identity: &Identity) {
+        let identity = identity.clone();
+        let commands = &self.owners.lane(&identity.device).commands;
+        // A hub that is closing notes nothing any more.
+        let _ = commands.send(Command::Touch { identity }).await;
     }
 
     /// What is known of an identity's connection.

@@ -24,6 +24,8 @@ pub(super) enum Command {
     },
     /// The older session of a waiting connection took too long.
     TakeOver { identity: Identity, epoch: u64 },
+    /// An identity did something without a connection of its own.
+    Touch { identity: Identity },
     /// End sessions; answered with the number of those that were told.
     Evict {
         targets: Vec<(Target, Eviction)>,
@@ -149,6 +151,10 @@ impl Owner {
             Command::TakeOver { identity, epoch } => {
                 self.shard(&identity.device)
                     .take_over(&identity, epoch, now);
+            }
+            Command::Touch { identity } => {
+                let device = identity.device.clone();
+                self.shard(&device).touch(identity, now);
             }
             Command::Evict { targets, done } => {
                 let told = targets

@@ -66,14 +66,7 @@ impl Shard {
             return;
         }
         let counts = identity.module.is_none();
-        let entry = self.entries.entry(identity).or_insert_with(|| Entry {
-            live: None,
-            waiting: None,
-            state_updated: Timestamp::NEVER,
-            last_activity: Timestamp::NEVER,
-            departure: 0,
-            is_deleted: false,
-        });
+        let entry = self.entries.entry(identity).or_insert(Entry::UNKNOWN);
         let newest = Live { epoch, cell };
         if let Some(waiting) = entry.waiting.take() {
             waiting.live.cell.evict(Eviction::Replaced);
@@ -141,8 +134,30 @@ impl Shard {
         }
         self.departures += 1;
         entry.departure = self.departures;
-        self.remembered
-            .push_back((identity.clone(), self.departures));
+        self.remember(identity.clone());
+    }
+
+    /// Notes that an identity did something without a connection of its own.
+    pub(super) fn touch(&mut self, identity: Identity, now: Timestamp) {
+        let entry = self
+            .entries
+            .entry(identity.clone())
+            .or_insert(Entry::UNKNOWN);
+        if let Some(live) = &entry.live {
+            live.cell.touch(now);
+            return;
+        }
+        entry.last_activity = now;
+        if entry.departure == 0 {
+            self.departures += 1;
+            entry.departure = self.departures;
+            self.remember(identity);
+        }
+    }
+
+    /// Keeps the entry of an identity whose departure was the last one, instead of the oldest.
+    fn remember(&mut self, identity: Identity) {
+        self.remembered.push_back((identity, self.departures));
         if self.remembered.len() > REMEMBERED_MAX
             && let Some((oldest, departure)) = self.remembered.pop_front()
             && self
@@ -208,6 +223,16 @@ impl Shard {
 }
 
 impl Entry {
+    /// Of an identity that was never seen.
+    const UNKNOWN: Self = Self {
+        live: None,
+        waiting: None,
+        state_updated: Timestamp::NEVER,
+        last_activity: Timestamp::NEVER,
+        departure: 0,
+        is_deleted: false,
+    };
+
     /// Puts the waiting connection in the place of the live one, if one waits. It stays connected
     /// all along.
     fn promote(&mut self, now: Timestamp) -> bool {
@@ -348,6 +373,33 @@ mod tests {
         let (ready, _) = oneshot::channel();
         bench.shard.connect(identity("d"), 1, cell, ready, at(1));
         assert_eq!((bench.connected(), bench.shard.entries.len()), (0, 0));
+    }
+
+    #[test]
+    fn what_is_done_without_a_connection_is_noted_and_takes_no_place() {
+        let mut bench = Bench::new();
+        for n in 1..=1000 {
+            bench.shard.touch(identity("polls"), at(n));
+        }
+        let state = bench.shard.state(&identity("polls"));
+        assert_eq!((state.connected, state.last_activity), (false, at(1000)));
+        assert_eq!(
+            (state.state_updated, bench.connected()),
+            (Timestamp::NEVER, 0)
+        );
+        assert_eq!(bench.shard.remembered.len(), 1);
+
+        let both = bench.connect("both", 1);
+        bench.shard.touch(identity("both"), at(7));
+        let state = bench.shard.state(&identity("both"));
+        assert_eq!((state.connected, state.last_activity), (true, at(7)));
+        assert_eq!(both.cell.reason(), None);
+
+        for n in 0..1000 {
+            bench.shard.touch(identity(&format!("d{n}")), at(n));
+        }
+        assert_eq!(bench.shard.remembered.len(), REMEMBERED_MAX);
+        assert_eq!(bench.shard.entries.len(), REMEMBERED_MAX + 1);
     }
 
     #[test]

@@ -674,7 +674,7 @@ async fn a_connection_carries_chunked_bodies_and_large_heads() {
     served.await.unwrap();
 }
 
-async fn read_head(client: &mut tokio::io::DuplexStream) -> String {
+pub(super) async fn read_head(client: &mut tokio::io::DuplexStream) -> String {
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {
         head.push(char::from(client.read_u8().await.unwrap()));

@@ -1,0 +1,3 @@
+//! What the HTTPS interface of devices writes, and what it means.
+
+pub(crate) mod telemetry;
