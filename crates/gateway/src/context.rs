@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use fieldpost_hub::Hub;
+use fieldpost_hub::auth::ClientCertificate;
 use fieldpost_hub::clock::Timer;
 use fieldpost_model::Identity;
 use tokio::sync::watch;
@@ -34,9 +35,8 @@ pub struct ConnectionContext {
     pub local: SocketAddr,
     /// What the protocol's bytes travel over.
     pub over: Transport,
-    /// The client showed a certificate when TLS began, and proved that it has the key. Nothing else
-    /// is known of it.
-    pub client_certificate: bool,
+    /// What the client showed when TLS began; it has proved that it has the key.
+    pub client_certificate: Option<Arc<ClientCertificate>>,
     /// The gateway's limits.
     pub limits: Arc<GatewayLimits>,
     /// Turns true when the gateway is being drained.
@@ -206,7 +206,7 @@ impl Shared {
             peer,
             local,
             over,
-            client_certificate: false,
+            client_certificate: None,
             limits: Arc::clone(&self.limits),
             drain: self.drain.clone(),
             incomplete: self.incomplete.share(),

@@ -32,9 +32,9 @@ use crate::dialect::amqp::error::Status;
 use crate::dialect::amqp::management::{self, Question};
 use crate::dialect::amqp::receiver::ReceiverRequest;
 use crate::dialect::amqp::{cbs, redirect, selector, telemetry};
+use crate::dialect::http::telemetry as http_dialect;
 use crate::dialect::mqtt::{self, DeliveryName, EmptyValues, Marks, Topic, UserName};
 use crate::http::document::InvalidDocument;
-use crate::dialect::http::telemetry as http_dialect;
 use crate::http::{Routes, call, device_bound, document, path, spelling};
 use crate::listen::websocket::WebSocketBytes;
 

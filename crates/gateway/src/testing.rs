@@ -6,7 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use fieldpost_hub::auth::DevicePrincipal;
 use fieldpost_hub::clock::{Chance, Clock, ManualClock, SeededChance, Timer};
-use fieldpost_hub::identity::{Authentication, AuthenticationSpec, DeviceSpec};
+use fieldpost_hub::identity::{Authentication, AuthenticationSpec, DeviceSpec, Thumbprints};
 use fieldpost_hub::secrets::{Keyring, Secret};
 use fieldpost_hub::{Hub, HubConfig, HubParts};
 use fieldpost_model::{DeviceId, Identity, PartitionId, Partitioning, StreamId, Timestamp};
@@ -84,6 +84,18 @@ impl TestHub {
             Authentication::Sas(keys) => keys.primary.clone(),
             other => panic!("keys were asked for, and this came: {other:?}"),
         }
+    }
+
+    /// Registers a device that signs in with a certificate of its own, given in DER.
+    pub(crate) async fn device_with_certificate(&self, id: &str, certificate: &[u8]) {
+        let mut spec = DeviceSpec::new(DeviceId::new(id).unwrap());
+        let digest = ring::digest::digest(&ring::digest::SHA256, certificate);
+        let digits = digest.as_ref().iter().map(|byte| format!("{byte:02X}"));
+        spec.authentication = AuthenticationSpec::SelfSigned(Thumbprints {
+            primary: Some(digits.collect()),
+            secondary: None,
+        });
+        self.hub.registry().create(spec).await.unwrap();
     }
 
     /// A token of a policy for the whole hub, signed as IoT Hub clients do.

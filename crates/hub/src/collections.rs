@@ -16,3 +16,6 @@ pub(crate) const POLICIES: Collection = Collection(4);
 
 /// The newest time that the hub knew, one document.
 pub(crate) const CLOCK: Collection = Collection(5);
+
+/// Certificate authorities, by name.
+pub(crate) const AUTHORITIES: Collection = Collection(6);

@@ -7,6 +7,7 @@ use fieldpost_store::{Health, Store, StoreError};
 use tokio::sync::watch;
 
 use crate::auth::Access;
+use crate::authorities::Authorities;
 use crate::c2d::{CloudToDevice, CloudToDeviceConfig};
 use crate::clock::{Chance, Timer};
 use crate::events::{Events, Receivers};
@@ -93,6 +94,7 @@ struct Inner {
     chance: Arc<dyn Chance>,
     owners: Owners,
     registry: Registry,
+    authorities: Authorities,
     access: Access,
     ingest: Ingest,
     presence: Presence,
@@ -134,9 +136,18 @@ impl Hub {
                 ApplyError::Invalid(invalid) => OpenError::Settings(invalid),
                 ApplyError::Store(error) => OpenError::Store(error),
             })?;
+        let authorities = Authorities::open(
+            &store,
+            registry.clone(),
+            Arc::clone(&timer),
+            Arc::clone(&chance),
+        )
+        .await
+        .map_err(OpenError::Store)?;
         let access = Access::new(
             Arc::new(policies),
             registry.clone(),
+            authorities.clone(),
             Arc::clone(&names),
             Arc::clone(&timer),
             store.log.partitioning(),
@@ -158,6 +169,7 @@ impl Hub {
         .map_err(OpenError::Store)?;
         Ok(Self(Arc::new(Inner {
             c2d,
+            authorities,
             access,
             ingest: Ingest::start(
                 &store,
@@ -184,6 +196,12 @@ impl Hub {
     #[must_use]
     pub fn registry(&self) -> &Registry {
         &self.0.registry
+    }
+
+    /// The certificate authorities that may vouch for devices.
+    #[must_use]
+    pub fn authorities(&self) -> &Authorities {
+        &self.0.authorities
     }
 
     /// Who is let in.

@@ -9,6 +9,7 @@
 //! state in the store it is opened with; time and chance come from outside as well ([`clock`]).
 
 pub mod auth;
+pub mod authorities;
 pub mod c2d;
 pub mod clock;
 mod collections;

@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::extract::{RawPathParams, Request};
 use axum::http::{HeaderMap, HeaderValue, header, request};
 use bytes::{Bytes, BytesMut};
-use fieldpost_hub::auth::{AuthError, Denial, DevicePrincipal, parse_sas};
+use fieldpost_hub::auth::{AuthError, ClientCertificate, Denial, DevicePrincipal, parse_sas};
 use fieldpost_hub::c2d::LockToken;
 use fieldpost_hub::identity::Precondition;
 use fieldpost_hub::policies::Rights;
@@ -102,7 +102,8 @@ pub(crate) struct DeviceCall {
 }
 
 impl DeviceCall {
-    /// Checks the credential: a token of the device's own key, or of a policy that may speak for it.
+    /// Checks the credential: a token of the device's own key, or of a policy that may speak for it;
+    /// without a token, the certificate that TLS began with.
     /// Any `api-version` is taken, and none. The body comes back for [`DeviceCall::read`].
     pub(crate) async fn open(api: &Api, mut request: Request) -> Result<(Self, Body), Refusal> {
         let path = PathParameters::of(&mut request).await?;
@@ -111,15 +112,25 @@ impl DeviceCall {
             module: path.module_id()?,
         };
         let (parts, body) = request.into_parts();
-        let token = token(&parts)?;
         let host = parts.headers.get(header::HOST);
         let host = host.and_then(|host| host.to_str().ok());
         let host = host.or(parts.uri.host()).ok_or(Refusal::Unauthorized)?;
         let access = api.hub.access();
-        let principal = access
-            .authenticate_device(&identity, host, token)
-            .await
-            .map_err(|error| refusal_of(error, token, identity))?;
+        let certificate = parts.extensions.get::<Arc<ClientCertificate>>();
+        let principal = match (certificate, parts.headers.get(header::AUTHORIZATION)) {
+            (Some(certificate), None) => {
+                access
+                    .authenticate_certificate(&identity, host, certificate)
+                    .await?
+            }
+            _ => {
+                let token = token(&parts)?;
+                access
+                    .authenticate_device(&identity, host, token)
+                    .await
+                    .map_err(|error| refusal_of(error, token, identity))?
+            }
+        };
         set_authenticated(&parts);
         api.hub.presence().touch(&principal.identity).await;
         let call = Self {

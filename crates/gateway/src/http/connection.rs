@@ -12,6 +12,7 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
 use bytes::Bytes;
+use fieldpost_hub::auth::ClientCertificate;
 use fieldpost_hub::clock::Timer;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -27,7 +28,7 @@ use crate::figures::count_refused;
 use crate::http::Routes;
 use crate::http::spelling::{HeadRecord, Recorded};
 use crate::listen::limits::GatewayLimits;
-use crate::listen::upgrade::{Subprotocol, Upgrade, negotiate};
+use crate::listen::upgrade::{Subprotocol, Upgrade, is_foreign, negotiate};
 
 /// Bytes of a request's head, and of what is buffered of a body, per connection.
 pub(super) const BUFFER_BYTES_MAX: usize = 32 * 1024;
@@ -47,6 +48,8 @@ pub(crate) enum Ended<S> {
         early: Bytes,
         /// What is spoken from here on.
         subprotocol: Subprotocol,
+        /// A page of a browser asked that does not come from this hub.
+        is_foreign: bool,
     },
 }
 
@@ -62,7 +65,7 @@ pub(crate) struct Activity {
     /// When the connection began, in monotonic milliseconds.
     began_ms: u64,
     authenticated: AtomicBool,
-    upgrade: Mutex<Option<(Subprotocol, OnUpgrade)>>,
+    upgrade: Mutex<Option<(Subprotocol, bool, OnUpgrade)>>,
 }
 
 impl Activity {
@@ -114,11 +117,13 @@ where
     let timer = Arc::clone(context.timer());
     let limits = Arc::clone(&context.limits);
     let activity = Arc::new(Activity::new(timer.monotonic()));
+    let certificate = context.client_certificate.clone();
     let service = service_fn(|request| {
         answer(
             request,
             routes.clone(),
             Arc::clone(&activity),
+            certificate.clone(),
             Arc::clone(&timer),
         )
     });
@@ -169,7 +174,7 @@ where
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .take();
-    let Some((subprotocol, upgrade)) = upgrade else {
+    let Some((subprotocol, is_foreign, upgrade)) = upgrade else {
         return Ended::Closed;
     };
     let Ok(upgraded) = upgrade.await else {
@@ -180,6 +185,7 @@ where
             stream: parts.io.into_inner().into_inner(),
             early: parts.read_buf,
             subprotocol,
+            is_foreign,
         },
         Err(_) => Ended::Closed,
     }
@@ -189,6 +195,7 @@ async fn answer(
     request: hyper::Request<Incoming>,
     routes: Routes,
     activity: Arc<Activity>,
+    certificate: Option<Arc<ClientCertificate>>,
     timer: Arc<dyn Timer>,
 ) -> Result<Response, Infallible> {
     activity
@@ -197,11 +204,13 @@ async fn answer(
     let (mut parts, body) = request.into_parts();
     let response = match negotiate(&parts) {
         Some(Upgrade::Granted(response, subprotocol)) => {
+            let is_foreign = is_foreign(&parts, routes.hub());
             if let Some(upgrade) = parts.extensions.remove::<OnUpgrade>() {
                 *activity
                     .upgrade
                     .lock()
-                    .unwrap_or_else(PoisonError::into_inner) = Some((subprotocol, upgrade));
+                    .unwrap_or_else(PoisonError::into_inner) =
+                    Some((subprotocol, is_foreign, upgrade));
             }
             response
         }
@@ -210,6 +219,11 @@ async fn answer(
             routes.refuse(refused)
         }
         None => {
+            if let Some(certificate) = certificate
+                && !is_foreign(&parts, routes.hub())
+            {
+                parts.extensions.insert(certificate);
+            }
             parts.extensions.insert(activity.head.take());
             parts.extensions.insert(Arc::clone(&activity));
             let request = Request::from_parts(parts, Body::new(body));

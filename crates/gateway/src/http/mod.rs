@@ -103,6 +103,10 @@ impl Routes {
         Self { api, router }
     }
 
+    pub(crate) fn hub(&self) -> &Hub {
+        &self.api.hub
+    }
+
     /// Answers a request; refusals are answers as well.
     pub(crate) async fn answer(self, request: Request) -> Response {
         let answered = self.router.oneshot(normalise(request)).await;

@@ -14,6 +14,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fieldpost_hub::auth::ClientCertificate;
 use fieldpost_hub::clock::Timer;
 use futures_util::future::Either;
 use rustls::ServerConfig;
@@ -280,7 +281,12 @@ impl Service {
                     stream,
                     early,
                     subprotocol,
+                    is_foreign,
                 } => {
+                    if is_foreign {
+                        // A page of somebody else in a browser that has a certificate.
+                        context.client_certificate = None;
+                    }
                     context.over = Transport::WebSocket;
                     let stream = WebSocketBytes::new(stream, early, Arc::clone(context.timer()));
                     Some((stream, context, subprotocol))
@@ -362,7 +368,8 @@ async fn end_tls(
         Some(Ok(stream)) => {
             let (_, session) = stream.get_ref();
             let chain = session.peer_certificates().unwrap_or_default();
-            context.client_certificate = !chain.is_empty();
+            let chain = chain.iter().map(|certificate| &**certificate);
+            context.client_certificate = ClientCertificate::new(chain).map(Arc::new);
             // Boxed, because a future keeps a place for it at every call that it is passed through.
             Some(Box::new(stream))
         }

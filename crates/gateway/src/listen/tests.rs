@@ -1,11 +1,14 @@
 //! Real sockets and real TLS on the loopback interface.
 
+mod certificates;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use fieldpost_mqtt::{ClientConnection, ClientOptions, Connect};
 use futures_util::{SinkExt, StreamExt};
 use rustls::pki_types::{CertificateDer, IpAddr, PrivateKeyDer, ServerName};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, HandshakeKind, RootCertStore, SupportedProtocolVersion};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -77,6 +80,17 @@ impl Served {
         version: &'static SupportedProtocolVersion,
         with_certificate: bool,
     ) -> TlsStream<TcpStream> {
+        let own = with_certificate.then(certificate);
+        self.tls_as(kind, version, own).await
+    }
+
+    /// As a client with that certificate and key.
+    async fn tls_as(
+        &self,
+        kind: ListenerKind,
+        version: &'static SupportedProtocolVersion,
+        own: Option<(CertificateDer<'static>, PrivateKeyDer<'static>)>,
+    ) -> TlsStream<TcpStream> {
         let mut roots = RootCertStore::empty();
         roots.add(self.certificate.clone()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -84,11 +98,14 @@ impl Served {
             .with_protocol_versions(&[version])
             .unwrap()
             .with_root_certificates(roots);
-        let config = if with_certificate {
-            let (own, key) = certificate();
-            config.with_client_auth_cert(vec![own], key).unwrap()
-        } else {
-            config.with_no_client_auth()
+        let config = match own {
+            Some((own, key)) => {
+                // The other way to it looks at the certificate, and takes only version 3.
+                let key = rustls::crypto::ring::sign::any_supported_type(&key).unwrap();
+                let own = CertifiedKey::new(vec![own], key);
+                config.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(own)))
+            }
+            None => config.with_no_client_auth(),
         };
         let name = ServerName::IpAddress(IpAddr::from(std::net::Ipv4Addr::LOCALHOST));
         let stream = self.tcp(kind).await;

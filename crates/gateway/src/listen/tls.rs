@@ -4,12 +4,16 @@ use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::crypto::{CryptoProvider, ring, verify_tls13_signature_with_raw_key};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, SubjectPublicKeyInfoDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::{DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme,
+};
+use webpki::RawPublicKeyEntity;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 /// The certificate that the gateway shows to its clients.
 ///
@@ -156,8 +160,21 @@ impl ClientCertVerifier for AnyClientCertificate {
         cert: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, cert, signature, algorithms)
+        let key = public_key(cert)?;
+        let entity = RawPublicKeyEntity::try_from(&key).map_err(|_| UNREADABLE)?;
+        let mapping = self.provider.signature_verification_algorithms.mapping;
+        let algorithms = mapping
+            .iter()
+            .filter(|(scheme, _)| *scheme == signature.scheme)
+            .flat_map(|(_, algorithms)| *algorithms);
+        // In TLS 1.2 a scheme does not say which curve.
+        for algorithm in algorithms {
+            let verified = entity.verify_signature(*algorithm, message, signature.signature());
+            if verified.is_ok() {
+                return Ok(HandshakeSignatureValid::assertion());
+            }
+        }
+        Err(CertificateError::BadSignature.into())
     }
 
     fn verify_tls13_signature(
@@ -167,7 +184,7 @@ impl ClientCertVerifier for AnyClientCertificate {
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
         let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, cert, signature, algorithms)
+        verify_tls13_signature_with_raw_key(message, &public_key(cert)?, signature, algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -175,4 +192,18 @@ impl ClientCertVerifier for AnyClientCertificate {
             .signature_verification_algorithms
             .supported_schemes()
     }
+}
+
+const UNREADABLE: rustls::Error = rustls::Error::InvalidCertificate(CertificateError::BadEncoding);
+
+/// The key that a certificate is for. The TLS library's own way to it takes only version 3 of X.509;
+/// many devices were given certificates of version 1, which some tools make unless told otherwise.
+fn public_key<'a>(
+    certificate: &'a CertificateDer<'_>,
+) -> Result<SubjectPublicKeyInfoDer<'a>, rustls::Error> {
+    let parsed = X509Certificate::from_der(certificate);
+    let (_, parsed) = parsed.map_err(|_| UNREADABLE)?;
+    Ok(SubjectPublicKeyInfoDer::from(
+        parsed.tbs_certificate.subject_pki.raw,
+    ))
 }

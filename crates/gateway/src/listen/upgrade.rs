@@ -2,7 +2,8 @@
 
 use axum::body::Body;
 use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use axum::http::{Method, Response, StatusCode, request};
+use axum::http::{Method, Response, StatusCode, Uri, request};
+use fieldpost_hub::Hub;
 use percent_encoding::percent_decode_str;
 use tungstenite::handshake::derive_accept_key;
 
@@ -24,6 +25,20 @@ pub(crate) enum Upgrade {
     Granted(Response<Body>, Subprotocol),
     /// It is not.
     Refused(Refusal),
+}
+
+/// Whether a page of a browser asks that does not come from this hub. Browsers say so and let pages ask
+/// anywhere; no client that is no browser has to say anything.
+pub(crate) fn is_foreign(request: &request::Parts, hub: &Hub) -> bool {
+    request
+        .headers
+        .get_all(header::ORIGIN)
+        .iter()
+        .any(|origin| {
+            let origin = Uri::try_from(origin.as_bytes()).ok();
+            let host = origin.as_ref().and_then(Uri::host);
+            !host.is_some_and(|host| hub.is_own_host(host))
+        })
 }
 
 /// Looks whether a request asks for a WebSocket; `None` when it does not, whatever its path.

@@ -6,7 +6,8 @@ use fieldpost_model::{AuthKind, AuthScope, AuthStamp, Identity, Partitioning};
 
 use super::scope::Scope;
 use super::token::{SasToken, parse_sas};
-use super::{AuthError, Denial, DevicePrincipal, Grant};
+use super::{AuthError, ClientCertificate, Denial, DevicePrincipal, Grant};
+use crate::authorities::Authorities;
 use crate::clock::Timer;
 use crate::identity::{Authentication, Device, DeviceStatus, Registry};
 use crate::names::HostNames;
@@ -17,6 +18,7 @@ use crate::secrets::Secret;
 pub struct Access {
     policies: Arc<Policies>,
     registry: Registry,
+    authorities: Authorities,
     names: Arc<HostNames>,
     timer: Arc<dyn Timer>,
     partitioning: Partitioning,
@@ -44,6 +46,7 @@ impl Access {
     pub(crate) fn new(
         policies: Arc<Policies>,
         registry: Registry,
+        authorities: Authorities,
         names: Arc<HostNames>,
         timer: Arc<dyn Timer>,
         partitioning: Partitioning,
@@ -51,6 +54,7 @@ impl Access {
         Self {
             policies,
             registry,
+            authorities,
             names,
             timer,
             partitioning,
@@ -100,6 +104,25 @@ impl Access {
     ) -> Result<DevicePrincipal, AuthError> {
         let outcome = if self.names.contains(host) {
             self.device_by_text(identity, token).await
+        } else {
+            Err(Denial::ForeignHost.into())
+        };
+        counted(outcome)
+    }
+
+    /// Authenticates a device by the certificate that it showed. `host` is the name by which the client
+    /// called the hub.
+    ///
+    /// # Errors
+    /// [`AuthError::Unauthorized`] when the certificate is not good for this identity now.
+    pub async fn authenticate_certificate(
+        &self,
+        identity: &Identity,
+        host: &str,
+        certificate: &ClientCertificate,
+    ) -> Result<DevicePrincipal, AuthError> {
+        let outcome = if self.names.contains(host) {
+            self.device_by_certificate(identity, certificate).await
         } else {
             Err(Denial::ForeignHost.into())
         };
@@ -248,6 +271,37 @@ impl Access {
             },
             partition: self.partitioning.partition_of(&identity.device),
             expires: token.expires,
+        })
+    }
+
+    async fn device_by_certificate(
+        &self,
+        identity: &Identity,
+        certificate: &ClientCertificate,
+    ) -> Result<DevicePrincipal, AuthError> {
+        let device = self.enabled_device(identity).await?;
+        let now = self.timer.now();
+        let expires = match &device.authentication {
+            Authentication::SelfSigned(thumbprints) => {
+                certificate.check_thumbprint(thumbprints, now)?
+            }
+            Authentication::CertificateAuthority => {
+                let anchors = self.authorities.anchors();
+                certificate.check_chain(&device.device_id, &anchors, now)?
+            }
+            Authentication::Sas(_) | Authentication::None => {
+                return Err(Denial::NoCertificates.into());
+            }
+        };
+        Ok(DevicePrincipal {
+            identity: shared(identity, &device),
+            generation_id: Arc::clone(&device.generation_id),
+            stamp: AuthStamp {
+                scope: AuthScope::Device,
+                kind: AuthKind::X509,
+            },
+            partition: self.partitioning.partition_of(&identity.device),
+            expires,
         })
     }
 

@@ -2,6 +2,7 @@
 //! worth.
 
 mod access;
+pub(crate) mod certificate;
 mod scope;
 mod token;
 
@@ -11,6 +12,7 @@ use fieldpost_model::{AuthStamp, Identity, PartitionId, Timestamp};
 use fieldpost_store::StoreError;
 
 pub use access::{Access, CbsGrant, PlainLogin};
+pub use certificate::ClientCertificate;
 pub use token::{MalformedSas, SasToken, TOKEN_BYTES_MAX, parse_sas};
 
 use crate::names::HostNames;
@@ -92,6 +94,16 @@ pub enum Denial {
     Expired,
     /// The token is for another resource.
     OutOfScope,
+    /// The device does not sign in with certificates.
+    NoCertificates,
+    /// The certificate cannot be read.
+    UnreadableCertificate,
+    /// The certificate is not one of the device's, or names another one.
+    ForeignCertificate,
+    /// It is too early or too late for the certificate, or for one that vouches for it.
+    CertificateNotValid,
+    /// No authority that the hub knows vouches for the certificate.
+    UnknownAuthority,
 }
 
 impl Denial {
@@ -109,6 +121,11 @@ impl Denial {
             Self::WrongSignature => "wrong_signature",
             Self::Expired => "expired",
             Self::OutOfScope => "out_of_scope",
+            Self::NoCertificates => "no_certificates",
+            Self::UnreadableCertificate => "unreadable_certificate",
+            Self::ForeignCertificate => "foreign_certificate",
+            Self::CertificateNotValid => "certificate_not_valid",
+            Self::UnknownAuthority => "unknown_authority",
         }
     }
 }

@@ -4,6 +4,7 @@
 mod access;
 mod bench;
 mod c2d;
+mod certificates;
 mod clock;
 mod commands;
 mod damage;

@@ -4,6 +4,7 @@
 //! themselves; only the listener has guards in front of them.
 
 mod answer;
+mod authorities;
 mod c2d;
 mod client;
 mod connection_strings;
@@ -72,6 +73,15 @@ pub(crate) fn routes(parts: AdminParts) -> Router {
             get(devices::show).put(devices::put).delete(devices::delete),
         )
         .route("/api/hub", get(settings::show).put(settings::apply))
+        .route("/api/ca", get(authorities::list))
+        .route(
+            "/api/ca/{name}",
+            get(authorities::show)
+                .put(authorities::add)
+                .delete(authorities::remove),
+        )
+        .route("/api/ca/{name}/challenge", post(authorities::challenge))
+        .route("/api/ca/{name}/verify", post(authorities::verify))
         .route("/api/connection-string", get(connection_strings::show))
         .route("/api/c2d/devices/{device}/messages", get(c2d::list))
         .route("/api/c2d/devices/{device}/trace", get(c2d::trace))

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod c2d;
+mod ca;
 mod config;
 mod connection;
 mod demo;
@@ -52,6 +53,9 @@ enum Command {
     /// Create, show, change and delete device identities.
     #[command(subcommand, after_help = DEVICE_EXAMPLES)]
     Device(device::DeviceCommand),
+    /// Say which certificate authorities may vouch for devices.
+    #[command(subcommand, after_help = ca::EXAMPLES)]
+    Ca(ca::CaCommand),
     /// Show or change the hub's settings.
     #[command(subcommand, after_help = HUB_EXAMPLES)]
     Hub(hub::HubCommand),
@@ -164,6 +168,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::ConnectionString(args) => connection::run(&args),
         Command::Device(command) => device::run(command),
+        Command::Ca(command) => ca::run(&command),
         Command::Hub(command) => hub::run(&command),
         Command::Monitor(args) => monitor::run(&args),
         Command::Send(args) => send::run(&args),

@@ -54,8 +54,8 @@ struct Member {
     standing: Standing,
     /// Those that are open.
     links: Vec<LinkId>,
-    /// Until when its credential is good, as far as is known.
-    until: Timestamp,
+    /// Until when its credential is good, once that is known.
+    until: Option<Timestamp>,
     waker: Waker,
 }
 
@@ -229,11 +229,13 @@ impl Session {
     ) -> Result<(), NotOpened> {
         let wall = self.context.timer().now();
         let host = self.context.hub.name();
-        let known = identities.into_iter().flatten().find_map(|identity| {
-            let credential = self.grants.credential(host, &identity, wall)?;
-            Some((identity, credential))
+        let known = identities.iter().flatten().find_map(|identity| {
+            let credential = self.grants.credential(host, identity, wall)?;
+            Some((identity.clone(), credential))
         });
-        let (identity, credential) = known.ok_or_else(NotOpened::unauthorized)?;
+        let (identity, credential) = known
+            .or_else(|| self.by_certificate(identities))
+            .ok_or_else(NotOpened::unauthorized)?;
         match (attach.role, node) {
             (Role::Sender, DeviceNode::Events) | (Role::Receiver, DeviceNode::DeviceBound) => {}
             _ => {
@@ -269,7 +271,9 @@ impl Session {
             until: credential.until(),
             waker: bell.waker(),
         };
-        self.watch_expiry(member.until, self.context.monotonic());
+        if let Some(until) = member.until {
+            self.watch_expiry(until, self.context.monotonic());
+        }
         self.devices.numbers.insert(identity.clone(), number);
         self.devices.members.insert(number, member);
         let hub = self.context.hub.clone();
@@ -278,6 +282,12 @@ impl Session {
                 Credential::Own(principal) => principal,
                 Credential::Policy(grant) => {
                     hub.access().authorize_device(&grant, &identity).await?
+                }
+                Credential::Certificate(certificate) => {
+                    let access = hub.access();
+                    access
+                        .authenticate_certificate(&identity, hub.name(), &certificate)
+                        .await?
                 }
             };
             let generation = Arc::clone(&principal.generation_id);
@@ -289,6 +299,23 @@ impl Session {
         let arrival = arrival.map(move |arrived| (number, arrived)).boxed();
         self.devices.arrivals.push(arrival);
         Ok(())
+    }
+
+    /// Whether the client showed a certificate when TLS began.
+    pub(super) fn is_certified(&self) -> bool {
+        self.context.client_certificate.is_some()
+    }
+
+    /// What the certificate that TLS began with may open: the links of one device, the first that asks.
+    fn by_certificate(&self, identities: [Option<Identity>; 2]) -> Option<(Identity, Credential)> {
+        let certificate = self.context.client_certificate.as_ref()?;
+        let identity = identities.into_iter().flatten().next()?;
+        // Who has shown who he is, or is about to, is nobody else as well.
+        let is_other = |member: &Member| member.identity != identity;
+        if self.grants.is_device_login() || self.devices.members.values().any(is_other) {
+            return None;
+        }
+        Some((identity, Credential::Certificate(Arc::clone(certificate))))
     }
 
     fn open_device_link(
@@ -388,6 +415,15 @@ impl Session {
         let waiting = std::mem::take(waiting);
         match arrived {
             Ok(place) => {
+                if member.until.is_none() {
+                    // By the certificate of the connection, which speaks for this device from now on.
+                    self.grants.log_in_device(place.0.clone());
+                    member.until = self.grants.login_expires();
+                    self.granted(now);
+                }
+                let Some(member) = self.devices.members.get_mut(&number) else {
+                    return;
+                };
                 member.standing = Standing::Here(Box::new(place));
                 for (link, attach, node) in waiting {
                     self.open_device_link(number, link, &attach, node);
@@ -493,7 +529,10 @@ impl Session {
         let mut expired = Vec::new();
         let mut next = None;
         for (number, member) in &mut self.devices.members {
-            if member.until <= wall {
+            let Some(until) = member.until else {
+                continue;
+            };
+            if until <= wall {
                 match self.grants.credential(host, &member.identity, wall) {
                     Some(credential) => member.until = credential.until(),
                     None => {
@@ -502,7 +541,7 @@ impl Session {
                     }
                 }
             }
-            next = Some(next.map_or(member.until, |next: Timestamp| next.min(member.until)));
+            next = next.into_iter().chain(member.until).min();
         }
         for number in expired {
             self.detach_device(number, &error::grant_expired());

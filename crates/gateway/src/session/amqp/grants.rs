@@ -1,9 +1,10 @@
 //! The rights that a connection has been given, and what ends with them.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use fieldpost_hub::auth::{CbsGrant, DevicePrincipal, Grant};
+use fieldpost_hub::auth::{CbsGrant, ClientCertificate, DevicePrincipal, Grant};
 use fieldpost_hub::policies::Rights;
 use fieldpost_model::limits::TOKEN_CLOCK_SKEW;
 use fieldpost_model::{Identity, Timestamp};
@@ -45,14 +46,17 @@ pub(super) enum Credential {
     Own(DevicePrincipal),
     /// A policy's; whether there is such a device is yet to be seen.
     Policy(Grant),
+    /// The certificate that TLS began with; whether it is the device's is yet to be seen.
+    Certificate(Arc<ClientCertificate>),
 }
 
 impl Credential {
-    /// Until when it is good.
-    pub(super) fn until(&self) -> Timestamp {
+    /// Until when it is good, as far as is known yet.
+    pub(super) fn until(&self) -> Option<Timestamp> {
         match self {
-            Self::Own(principal) => after_skew(principal.expires),
-            Self::Policy(grant) => end(grant),
+            Self::Own(principal) => Some(after_skew(principal.expires)),
+            Self::Policy(grant) => Some(end(grant)),
+            Self::Certificate(_) => None,
         }
     }
 }
@@ -81,6 +85,11 @@ impl Grants {
     /// Records that the peer logged in as a whole.
     pub(super) fn log_in(&mut self, grant: Grant) {
         self.login = Some(grant);
+    }
+
+    /// Whether the peer logged in as a device, by whatever means.
+    pub(super) fn is_device_login(&self) -> bool {
+        self.device_login.is_some()
     }
 
     /// Records that the peer logged in as a device.

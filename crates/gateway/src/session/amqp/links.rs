@@ -86,10 +86,14 @@ impl Session {
             }
             _ if address.is_none() => Err(NotOpened::new("address", error::address_missing())),
             // Who has proved nothing is told nothing of what there is.
-            _ if self.grants.last_expiry().is_none() => Err(NotOpened::unauthorized()),
+            _ if self.grants.last_expiry().is_none() && !self.is_certified() => {
+                Err(NotOpened::unauthorized())
+            }
             (_, Address::Device { identities, node }) if self.is_hub() => {
                 self.attach_device(link, attach, identities, node)
             }
+            // A certificate is a device's.
+            _ if self.grants.last_expiry().is_none() => Err(NotOpened::unauthorized()),
             (Role::Sender, Address::DeviceBound) if self.is_hub() => {
                 self.open_commands(link, attach)
             }

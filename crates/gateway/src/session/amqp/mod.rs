@@ -109,7 +109,7 @@ where
 /// The mechanisms for one connection.
 fn mechanisms(context: &ConnectionContext) -> &'static [&'static str] {
     let without_external = MECHANISMS.get(1..).unwrap_or_default();
-    if context.client_certificate {
+    if context.client_certificate.is_some() {
         MECHANISMS
     } else {
         without_external
@@ -588,7 +588,7 @@ impl Session {
         let is_good = match name {
             mechanism::MSSBCBS | mechanism::ANONYMOUS => true,
             // What the certificate opens is asked when a link is attached.
-            mechanism::EXTERNAL => self.context.client_certificate,
+            mechanism::EXTERNAL => self.context.client_certificate.is_some(),
             _ => false,
         };
         if is_good {

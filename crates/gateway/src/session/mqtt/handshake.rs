@@ -47,7 +47,8 @@ pub(super) struct Opened {
 struct Hello {
     identity: Identity,
     host: String,
-    token: Secret,
+    /// Without one, a client certificate has to do.
+    token: Option<Secret>,
     model_id: Option<Arc<str>>,
     empty_values: EmptyValues,
     clean_session: bool,
@@ -76,6 +77,8 @@ where
             opened.early = early;
             engine.accept(session_present, context.monotonic());
             context.authenticated();
+            // It has done its part.
+            context.client_certificate = None;
             let identity = &opened.principal.identity;
             debug!(device_id = %identity, session_present, "MQTT client connected");
             Ok(opened)
@@ -161,11 +164,9 @@ fn hello(connect: &Connect<'_>) -> Result<Hello, Refused> {
         .and_then(|text| UserName::parse(text).ok())
         .filter(|name| name.fits_client_id(connect.client_id))
         .ok_or(Refused::Name)?;
-    // Client certificates without a password are no credential here.
-    let token = connect
-        .password
-        .and_then(|password| std::str::from_utf8(password).ok())
-        .ok_or(Refused::NoPassword)?;
+    let password = connect.password.filter(|password| !password.is_empty());
+    let token = password.map(std::str::from_utf8).transpose();
+    let token = token.map_err(|_| Refused::NoPassword)?;
     let will = match &connect.will {
         None => Ok(None),
         Some(will) => Will::of(&name.identity, will)
@@ -177,7 +178,7 @@ fn hello(connect: &Connect<'_>) -> Result<Hello, Refused> {
         model_id: name.model_id.map(Arc::from),
         empty_values: name.empty_values,
         identity: name.identity,
-        token: Secret::new(token),
+        token: token.map(Secret::new),
         clean_session: connect.clean_session,
         will,
     })
@@ -193,14 +194,7 @@ async fn decide(hello: Hello, context: &ConnectionContext) -> Result<(Opened, bo
     if !hub.is_own_host(&hello.host) {
         return Err(Ending::Refused(Refused::Name));
     }
-    let principal = hub
-        .access()
-        .authenticate_device(&hello.identity, &hello.host, hello.token.expose())
-        .await
-        .map_err(|error| match error {
-            AuthError::Unauthorized(denial) => Ending::Refused(Refused::Denied(denial.as_str())),
-            AuthError::Unavailable(error) => not_ready(&error),
-        })?;
+    let principal = authenticate(&hello, context).await?;
     let will = hello.will?;
     // From here on an older connection of the same identity is gone.
     let mut session = hub
@@ -232,6 +226,32 @@ async fn decide(hello: Hello, context: &ConnectionContext) -> Result<(Opened, bo
         },
         session_present,
     ))
+}
+
+/// By the token that came as password, else by the certificate that TLS began with.
+async fn authenticate(
+    hello: &Hello,
+    context: &ConnectionContext,
+) -> Result<DevicePrincipal, Ending> {
+    let access = context.hub.access();
+    let (identity, host) = (&hello.identity, &hello.host);
+    let authenticated = match (&hello.token, &context.client_certificate) {
+        (Some(token), _) => {
+            access
+                .authenticate_device(identity, host, token.expose())
+                .await
+        }
+        (None, Some(certificate)) => {
+            access
+                .authenticate_certificate(identity, host, certificate)
+                .await
+        }
+        (None, None) => return Err(Ending::Refused(Refused::NoPassword)),
+    };
+    authenticated.map_err(|error| match error {
+        AuthError::Unauthorized(denial) => Ending::Refused(Refused::Denied(denial.as_str())),
+        AuthError::Unavailable(error) => not_ready(&error),
+    })
 }
 
 /// Whether the place among the connections is still this one's. Without it there is no CONNACK, and

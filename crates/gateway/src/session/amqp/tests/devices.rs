@@ -504,3 +504,90 @@ async fn telemetry_waits_while_the_disk_is_nearly_full_and_goes_on_by_itself() {
         .collect();
     assert_eq!(last, ('0'..='9').collect::<Vec<_>>());
 }
+
+/// A certificate for whoever says it is his, good for a minute.
+fn short_certificate() -> Vec<u8> {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(vec!["device".to_owned()]).unwrap();
+    params.not_before = rcgen::date_time_ymd(2027, 1, 15);
+    params.not_after = params.not_before + Duration::from_secs(8 * 3600 + 60);
+    params.self_signed(&key).unwrap().der().to_vec()
+}
+
+fn external() -> Option<ClientSasl> {
+    Some(ClientSasl {
+        mechanism: Symbol::from_static(mechanism::EXTERNAL),
+        initial_response: None,
+    })
+}
+
+async fn with_certificate(hub: &TestHub, sasl: Option<ClientSasl>, certificate: &[u8]) -> Peer {
+    let shown = ClientCertificate::new([certificate]).map(Arc::new);
+    let show = |context: &mut ConnectionContext| context.client_certificate = shown;
+    Peer::connect_with(hub, sasl, show)
+        .await
+        .expect("a connection")
+}
+
+#[tokio::test]
+async fn a_certificate_speaks_for_its_device_and_no_other() {
+    let hub = TestHub::automatic().await;
+    let certificate = short_certificate();
+    for id in ["dev1", "dev2"] {
+        hub.device_with_certificate(id, &certificate).await;
+    }
+    let anonymous = || {
+        Some(ClientSasl {
+            mechanism: Symbol::from_static(mechanism::ANONYMOUS),
+            initial_response: None,
+        })
+    };
+    for sasl in [external(), anonymous(), None] {
+        let mut peer = with_certificate(&hub, sasl, &certificate).await;
+        // Both at once, as the C library does.
+        let events = peer.sender(&events_of("dev1"));
+        let messages = peer.receiver(&messages_of("dev1"), |_| ());
+        peer.accepted(events).await;
+        peer.accepted(messages).await;
+        let sent = send(&mut peer, events, 0, &body("mine")).await;
+        assert_eq!(sent, DeliveryState::Accepted);
+        command(&hub, "dev1", "yours").await;
+        peer.engine.set_credit(messages, 1).unwrap();
+        let (message, text) = taken(&mut peer).await;
+        assert_eq!(text, "yours");
+        settle(&mut peer, &message, DeliveryState::Accepted);
+        // The same certificate is registered for this one too, but the connection is taken.
+        let other = peer.sender(&events_of("dev2"));
+        let error = refused(&mut peer, other).await;
+        assert_eq!(error.condition, condition::UNAUTHORIZED_ACCESS);
+        let sent = send(&mut peer, events, 0, &body("more")).await;
+        assert_eq!(sent, DeliveryState::Accepted);
+    }
+    let mut peer = with_certificate(&hub, external(), &short_certificate()).await;
+    let stranger = peer.sender(&events_of("dev1"));
+    let error = refused(&mut peer, stranger).await;
+    assert_eq!(error.condition, condition::UNAUTHORIZED_ACCESS);
+    // It has proved nothing yet.
+    hub.clock.advance(Duration::from_secs(61));
+    let event = peer.event().await;
+    assert!(matches!(event, Event::Closed(Some(_))), "{event:?}");
+}
+
+#[tokio::test]
+async fn a_connection_ends_with_the_certificate_that_it_lives_by() {
+    let hub = TestHub::automatic().await;
+    let certificate = short_certificate();
+    hub.device_with_certificate("dev1", &certificate).await;
+    let mut peer = with_certificate(&hub, external(), &certificate).await;
+    let link = peer.sender(&events_of("dev1"));
+    peer.accepted(link).await;
+    // A minute, and the five more that clocks may differ by.
+    for _ in 0..12 {
+        let sent = send(&mut peer, link, 0, &body("still")).await;
+        assert_eq!(sent, DeliveryState::Accepted);
+        hub.clock.advance(Duration::from_secs(30));
+    }
+    hub.clock.advance(Duration::from_secs(2));
+    let error = peer.closed().await;
+    assert_eq!(error.condition, condition::UNAUTHORIZED_ACCESS);
+}

@@ -20,7 +20,7 @@ use fieldpost_amqp::sasl::{Plain, mechanism};
 use fieldpost_amqp::value::{Symbol, Value, ValueRef};
 use fieldpost_amqp::{ClientSasl, Config, Connection, Event, condition};
 use fieldpost_hub::Hub;
-use fieldpost_hub::auth::CbsGrant;
+use fieldpost_hub::auth::{CbsGrant, ClientCertificate};
 use fieldpost_hub::clock::Clock;
 use fieldpost_model::Timestamp;
 use tokio::io::{DuplexStream, duplex};
@@ -403,7 +403,9 @@ async fn a_certificate_opens_the_connection_to_those_who_have_one_and_grants_not
         })
     };
     assert!(Peer::connect(&hub, external()).await.is_none());
-    let certified = |context: &mut ConnectionContext| context.client_certificate = true;
+    let certified = |context: &mut ConnectionContext| {
+        context.client_certificate = ClientCertificate::new([&b"anybody's"[..]]).map(Arc::new);
+    };
     let peer = Peer::connect_with(&hub, external(), certified).await;
     let mut peer = peer.expect("a connection");
     let link = peer.reader(DEFAULT_GROUP, "amqp.annotation.x-opt-offset > '-1'", 1);

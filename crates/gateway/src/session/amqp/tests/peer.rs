@@ -218,6 +218,14 @@ impl Peer {
         }
     }
 
+    /// Waits until the hub has closed the connection, and gives the reason.
+    pub(super) async fn closed(&mut self) -> Error {
+        match self.event().await {
+            Event::Closed(error) => (*error.expect("a reason")).clone(),
+            other => panic!("{other:?}"),
+        }
+    }
+
     /// Waits for a message and gives its link and bytes.
     pub(super) async fn message(&mut self) -> (LinkId, Vec<u8>) {
         match self.event().await {
