@@ -17,5 +17,8 @@ pub(crate) const POLICIES: Collection = Collection(4);
 /// The newest time that the hub knew, one document.
 pub(crate) const CLOCK: Collection = Collection(5);
 
+/// Module identities, by `device/module`.
+pub(crate) const MODULES: Collection = Collection(7);
+
 /// Certificate authorities, by name.
 pub(crate) const AUTHORITIES: Collection = Collection(6);

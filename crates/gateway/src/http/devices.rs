@@ -146,31 +146,6 @@ pub(crate) async fn list(
     Ok(json(&documents))
 }
 
-/// `GET /devices/{id}/modules`: an array in any case, Python's service SDK takes nothing else.
-pub(crate) async fn modules(
-    State(api): State<Api>,
-    request: Request,
-) -> Result<Response<Body>, Refusal> {
-    let call = Call::open(&api, request, Rights::REGISTRY_READ).await?;
-    let id = call.device_id()?;
-    match api.hub.registry().get(&id).await? {
-        None => Err(Refusal::DeviceNotFound(id)),
-        // Module identities cannot be registered, so no device has one.
-        Some(_) => Ok(json(&[(); 0])),
-    }
-}
-
-/// `GET /devices/{id}/modules/{module}`.
-pub(crate) async fn module(
-    State(api): State<Api>,
-    request: Request,
-) -> Result<Response<Body>, Refusal> {
-    let call = Call::open(&api, request, Rights::REGISTRY_READ).await?;
-    call.device_id()?;
-    call.module_id()?;
-    Err(Refusal::ModuleNotFound)
-}
-
 /// `GET /statistics/devices`.
 pub(crate) async fn device_statistics(
     State(api): State<Api>,

@@ -4,11 +4,11 @@
 
 use fieldpost_hub::identity::{
     Authentication, AuthenticationSpec, BulkItem, BulkMode, Device, DeviceSpec, DeviceStatus,
-    RegistryError, Thumbprints,
+    Module, ModuleSpec, RegistryError, Thumbprints,
 };
 use fieldpost_hub::presence::ConnectionState;
 use fieldpost_hub::secrets::Secret;
-use fieldpost_model::DeviceId;
+use fieldpost_model::{DeviceId, ModuleId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -86,6 +86,79 @@ pub enum InvalidDocument {
     },
 }
 
+/// A module as the registry's clients see it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ModuleDocument<'a> {
+    module_id: &'a str,
+    device_id: &'a str,
+    managed_by: Option<&'a str>,
+    generation_id: &'a str,
+    etag: String,
+    connection_state: &'static str,
+    connection_state_updated_time: String,
+    last_activity_time: String,
+    cloud_to_device_message_count: u64,
+    authentication: AuthenticationDocument<'a>,
+}
+
+/// The document of a module, to which `messages` messages wait.
+pub(crate) fn module_document<'a>(
+    module: &'a Module,
+    state: &ConnectionState,
+    messages: u64,
+) -> ModuleDocument<'a> {
+    ModuleDocument {
+        module_id: module.module_id.as_str(),
+        device_id: module.device_id.as_str(),
+        managed_by: module.managed_by.as_deref(),
+        generation_id: &module.generation_id,
+        etag: module.etag(),
+        connection_state: connection_state(state),
+        connection_state_updated_time: state.state_updated.to_string(),
+        last_activity_time: state.last_activity.to_string(),
+        cloud_to_device_message_count: messages,
+        authentication: authentication_document(&module.authentication),
+    }
+}
+
+fn connection_state(state: &ConnectionState) -> &'static str {
+    if state.connected {
+        "Connected"
+    } else {
+        "Disconnected"
+    }
+}
+
+fn authentication_document(authentication: &Authentication) -> AuthenticationDocument<'_> {
+    let mut document = AuthenticationDocument {
+        symmetric_key: SymmetricKeyDocument {
+            primary_key: None,
+            secondary_key: None,
+        },
+        x509_thumbprint: ThumbprintDocument {
+            primary_thumbprint: None,
+            secondary_thumbprint: None,
+        },
+        r#type: "none",
+    };
+    match authentication {
+        Authentication::Sas(keys) => {
+            document.symmetric_key.primary_key = Some(keys.primary.expose());
+            document.symmetric_key.secondary_key = Some(keys.secondary.expose());
+            document.r#type = "sas";
+        }
+        Authentication::SelfSigned(thumbprints) => {
+            document.x509_thumbprint.primary_thumbprint = thumbprints.primary.as_deref();
+            document.x509_thumbprint.secondary_thumbprint = thumbprints.secondary.as_deref();
+            document.r#type = "selfSigned";
+        }
+        Authentication::CertificateAuthority => document.r#type = "certificateAuthority",
+        Authentication::None => {}
+    }
+    document
+}
+
 /// The document of a device, to which `messages` messages wait.
 #[must_use]
 pub fn device_document<'a>(
@@ -93,37 +166,11 @@ pub fn device_document<'a>(
     state: &ConnectionState,
     messages: u64,
 ) -> DeviceDocument<'a> {
-    let mut symmetric_key = SymmetricKeyDocument {
-        primary_key: None,
-        secondary_key: None,
-    };
-    let mut x509_thumbprint = ThumbprintDocument {
-        primary_thumbprint: None,
-        secondary_thumbprint: None,
-    };
-    let kind = match &device.authentication {
-        Authentication::Sas(keys) => {
-            symmetric_key.primary_key = Some(keys.primary.expose());
-            symmetric_key.secondary_key = Some(keys.secondary.expose());
-            "sas"
-        }
-        Authentication::SelfSigned(thumbprints) => {
-            x509_thumbprint.primary_thumbprint = thumbprints.primary.as_deref();
-            x509_thumbprint.secondary_thumbprint = thumbprints.secondary.as_deref();
-            "selfSigned"
-        }
-        Authentication::CertificateAuthority => "certificateAuthority",
-        Authentication::None => "none",
-    };
     DeviceDocument {
         device_id: device.device_id.as_str(),
         generation_id: &device.generation_id,
         etag: device.etag(),
-        connection_state: if state.connected {
-            "Connected"
-        } else {
-            "Disconnected"
-        },
+        connection_state: connection_state(state),
         status: match device.status {
             DeviceStatus::Enabled => "enabled",
             DeviceStatus::Disabled => "disabled",
@@ -133,11 +180,7 @@ pub fn device_document<'a>(
         status_updated_time: device.status_updated.to_string(),
         last_activity_time: state.last_activity.to_string(),
         cloud_to_device_message_count: messages,
-        authentication: AuthenticationDocument {
-            symmetric_key,
-            x509_thumbprint,
-            r#type: kind,
-        },
+        authentication: authentication_document(&device.authentication),
         capabilities: CapabilitiesDocument {
             iot_edge: device.iot_edge,
         },
@@ -183,6 +226,36 @@ pub(crate) fn device_at_path(
     spec(device.as_str(), "deviceId", &members)
 }
 
+/// Reads a module document; both ids may be missing, because its path names them.
+pub(crate) fn module_at_path(
+    device: &DeviceId,
+    module: &ModuleId,
+    document: Value,
+) -> Result<ModuleSpec, InvalidDocument> {
+    let members: ModuleMembers = from_value(document)?;
+    for (member, given, named) in [
+        ("deviceId", &members.device_id, device.as_str()),
+        ("moduleId", &members.module_id, module.as_str()),
+    ] {
+        if given.as_deref().is_some_and(|id| id != named) {
+            return Err(InvalidDocument::Member {
+                member,
+                reason: "is not the one that the path names".to_owned(),
+            });
+        }
+    }
+    let authentication = members.authentication.as_ref();
+    Ok(ModuleSpec {
+        device_id: device.clone(),
+        module_id: module.clone(),
+        authentication: authentication
+            .map(authentication_spec)
+            .transpose()?
+            .unwrap_or(AuthenticationSpec::Unchanged),
+        managed_by: members.managed_by,
+    })
+}
+
 /// Reads one entry of a bulk request, or one line of an export.
 ///
 /// # Errors
@@ -193,7 +266,7 @@ pub fn bulk_item_from_json(document: Value) -> Result<BulkItem, InvalidDocument>
     if entry.module_id.as_deref().is_some_and(|id| !id.is_empty()) {
         return Err(InvalidDocument::Member {
             member: "moduleId",
-            reason: "modules are not supported here".to_owned(),
+            reason: "modules are not taken in bulk".to_owned(),
         });
     }
     let mode = entry.import_mode.as_deref().unwrap_or("createOrUpdate");
@@ -229,6 +302,15 @@ struct DeviceMembers {
     capabilities: Option<CapabilitiesMembers>,
     device_scope: Option<String>,
     parent_scopes: Option<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ModuleMembers {
+    device_id: Option<String>,
+    module_id: Option<String>,
+    managed_by: Option<String>,
+    authentication: Option<AuthenticationMembers>,
 }
 
 #[derive(Deserialize)]

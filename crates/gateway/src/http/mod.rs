@@ -7,6 +7,7 @@ pub(crate) mod device_bound;
 mod devices;
 pub mod document;
 mod feedback;
+mod modules;
 pub(crate) mod path;
 pub(crate) mod refusal;
 pub(crate) mod spelling;
@@ -84,11 +85,14 @@ impl Routes {
             )
             .route(
                 "/devices/{device}/modules",
-                get(devices::modules).fallback(wrong_method),
+                get(modules::list).fallback(wrong_method),
             )
             .route(
                 "/devices/{device}/modules/{module}",
-                get(devices::module).fallback(wrong_method),
+                put(modules::put)
+                    .get(modules::get)
+                    .delete(modules::delete)
+                    .fallback(wrong_method),
             )
             .route(
                 "/statistics/devices",

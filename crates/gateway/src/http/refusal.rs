@@ -7,7 +7,7 @@ use axum::http::header::{self, HeaderName, HeaderValue};
 use axum::http::{Response, StatusCode};
 use axum::response::IntoResponse;
 use fieldpost_hub::auth::AuthError;
-use fieldpost_hub::identity::RegistryError;
+use fieldpost_hub::identity::{MODULES_MAX, RegistryError};
 use fieldpost_model::{DeviceId, Timestamp};
 use fieldpost_store::StoreError;
 use serde::Serialize;
@@ -38,6 +38,10 @@ pub(crate) enum Refusal {
     ModuleNotFound,
     /// There is such a device already.
     DeviceAlreadyExists,
+    /// There is such a module already.
+    ModuleAlreadyExists,
+    /// The device has as many modules as it may.
+    TooManyModules,
     /// A bulk request names a device twice.
     DefinedTwice,
     /// The condition of the request does not hold.
@@ -74,10 +78,20 @@ impl Refusal {
         match error {
             RegistryError::NotFound => Self::DeviceNotFound(device.clone()),
             RegistryError::AlreadyExists => Self::DeviceAlreadyExists,
+            RegistryError::ModuleNotFound => Self::ModuleNotFound,
+            RegistryError::TooManyModules => Self::TooManyModules,
             RegistryError::PreconditionFailed => Self::PreconditionFailed,
             RegistryError::DefinedTwice => Self::DefinedTwice,
             RegistryError::InvalidArgument(invalid) => Self::argument(invalid.to_string()),
             RegistryError::Store(error) => error.into(),
+        }
+    }
+
+    /// What the registry refused for a module of `device`.
+    pub(crate) fn of_module(error: RegistryError, device: &DeviceId) -> Self {
+        match error {
+            RegistryError::AlreadyExists => Self::ModuleAlreadyExists,
+            error => Self::of_registry(error, device),
         }
     }
 
@@ -86,6 +100,8 @@ impl Refusal {
         match error {
             RegistryError::NotFound
             | RegistryError::AlreadyExists
+            | RegistryError::ModuleNotFound
+            | RegistryError::TooManyModules
             | RegistryError::PreconditionFailed
             | RegistryError::DefinedTwice => Self::Internal,
             RegistryError::InvalidArgument(invalid) => Self::argument(invalid.to_string()),
@@ -107,6 +123,8 @@ impl Refusal {
             Self::DeviceNotFound(_) => (S::NOT_FOUND, 404_001, "DeviceNotFound"),
             Self::ModuleNotFound => (S::NOT_FOUND, 404_010, "ModuleNotFound"),
             Self::DeviceAlreadyExists => (S::CONFLICT, 409_001, "DeviceAlreadyExists"),
+            Self::ModuleAlreadyExists => (S::CONFLICT, 409_301, "ModuleAlreadyExistsOnDevice"),
+            Self::TooManyModules => (S::PAYLOAD_TOO_LARGE, 413_003, "TooManyModulesOnDevice"),
             Self::DefinedTwice => (S::BAD_REQUEST, 400_011, "DeviceDefinedMultipleTimes"),
             Self::PreconditionFailed => (S::PRECONDITION_FAILED, 412_001, "PreconditionFailed"),
             Self::MessageLockLost => (S::PRECONDITION_FAILED, 412_002, "DeviceMessageLockLost"),
@@ -137,6 +155,8 @@ impl Refusal {
             Self::Unauthorized => "Unauthorized".into(),
             Self::ModuleNotFound => "No such module is registered".into(),
             Self::DeviceAlreadyExists => "A device with this id is registered already".into(),
+            Self::ModuleAlreadyExists => "A module with this id is registered already".into(),
+            Self::TooManyModules => format!("A device has at most {MODULES_MAX} modules").into(),
             Self::DefinedTwice => "The device is named more than once in the request".into(),
             Self::PreconditionFailed => "The identity has another etag".into(),
             Self::MessageLockLost => "The message is not locked under this token".into(),

@@ -2,6 +2,7 @@
 
 mod device_bound;
 mod feedback;
+mod modules;
 mod telemetry;
 
 use std::sync::Arc;

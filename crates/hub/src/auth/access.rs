@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use fieldpost_model::{AuthKind, AuthScope, AuthStamp, Identity, Partitioning};
+use fieldpost_model::{AuthKind, AuthScope, AuthStamp, Identity, Partitioning, Timestamp};
 
 use super::scope::Scope;
 use super::token::{SasToken, parse_sas};
 use super::{AuthError, ClientCertificate, Denial, DevicePrincipal, Grant};
 use crate::authorities::Authorities;
 use crate::clock::Timer;
-use crate::identity::{Authentication, Device, DeviceStatus, Registry};
+use crate::identity::{Authentication, Registered, Registry};
 use crate::names::HostNames;
 use crate::policies::{Policies, Policy, Rights, SetKeysError};
 use crate::secrets::Secret;
@@ -253,8 +253,8 @@ impl Access {
         if !in_scope {
             return Err(Denial::OutOfScope.into());
         }
-        let device = self.enabled_device(identity).await?;
-        let Authentication::Sas(keys) = &device.authentication else {
+        let found = self.enabled(identity).await?;
+        let Authentication::Sas(keys) = found.authentication() else {
             return Err(Denial::NoKeys.into());
         };
         let signed = token.is_signed_by_decoded(&keys.primary)
@@ -262,16 +262,11 @@ impl Access {
         if !signed {
             return Err(Denial::WrongSignature.into());
         }
-        Ok(DevicePrincipal {
-            identity: shared(identity, &device),
-            generation_id: Arc::clone(&device.generation_id),
-            stamp: AuthStamp {
-                scope: AuthScope::Device,
-                kind: AuthKind::Sas,
-            },
-            partition: self.partitioning.partition_of(&identity.device),
-            expires: token.expires,
-        })
+        let stamp = AuthStamp {
+            scope: own_scope(identity),
+            kind: AuthKind::Sas,
+        };
+        Ok(self.principal(&found, stamp, token.expires))
     }
 
     async fn device_by_certificate(
@@ -279,30 +274,24 @@ impl Access {
         identity: &Identity,
         certificate: &ClientCertificate,
     ) -> Result<DevicePrincipal, AuthError> {
-        let device = self.enabled_device(identity).await?;
+        let found = self.enabled(identity).await?;
         let now = self.timer.now();
-        let expires = match &device.authentication {
+        let expires = match found.authentication() {
             Authentication::SelfSigned(thumbprints) => {
                 certificate.check_thumbprint(thumbprints, now)?
             }
             Authentication::CertificateAuthority => {
-                let anchors = self.authorities.anchors();
-                certificate.check_chain(&device.device_id, &anchors, now)?
+                certificate.check_chain(identity, &self.authorities.anchors(), now)?
             }
             Authentication::Sas(_) | Authentication::None => {
                 return Err(Denial::NoCertificates.into());
             }
         };
-        Ok(DevicePrincipal {
-            identity: shared(identity, &device),
-            generation_id: Arc::clone(&device.generation_id),
-            stamp: AuthStamp {
-                scope: AuthScope::Device,
-                kind: AuthKind::X509,
-            },
-            partition: self.partitioning.partition_of(&identity.device),
-            expires,
-        })
+        let stamp = AuthStamp {
+            scope: own_scope(identity),
+            kind: AuthKind::X509,
+        };
+        Ok(self.principal(&found, stamp, expires))
     }
 
     async fn device_by_grant(
@@ -316,33 +305,40 @@ impl Access {
         if !grant.scope.admits(identity) {
             return Err(Denial::OutOfScope.into());
         }
-        let device = self.enabled_device(identity).await?;
-        Ok(DevicePrincipal {
-            identity: shared(identity, &device),
-            generation_id: Arc::clone(&device.generation_id),
-            stamp: AuthStamp {
-                scope: AuthScope::Hub,
-                kind: AuthKind::Sas,
-            },
-            partition: self.partitioning.partition_of(&identity.device),
-            expires: grant.expires,
-        })
+        let found = self.enabled(identity).await?;
+        let stamp = AuthStamp {
+            scope: AuthScope::Hub,
+            kind: AuthKind::Sas,
+        };
+        Ok(self.principal(&found, stamp, grant.expires))
     }
 
-    async fn enabled_device(&self, identity: &Identity) -> Result<Arc<Device>, AuthError> {
-        // The registry holds devices alone, so that no module is known.
-        if identity.module.is_some() {
-            return Err(Denial::UnknownIdentity.into());
-        }
-        let device = self
+    async fn enabled(&self, identity: &Identity) -> Result<Registered, AuthError> {
+        let found = self
             .registry
-            .get(&identity.device)
+            .find(identity)
             .await
             .map_err(AuthError::Unavailable)?
             .ok_or(Denial::UnknownIdentity)?;
-        match device.status {
-            DeviceStatus::Enabled => Ok(device),
-            DeviceStatus::Disabled => Err(Denial::Disabled.into()),
+        if !found.is_enabled() {
+            return Err(Denial::Disabled.into());
+        }
+        Ok(found)
+    }
+
+    fn principal(
+        &self,
+        found: &Registered,
+        stamp: AuthStamp,
+        expires: Timestamp,
+    ) -> DevicePrincipal {
+        let identity = found.identity();
+        DevicePrincipal {
+            generation_id: Arc::clone(found.generation_id()),
+            stamp,
+            partition: self.partitioning.partition_of(&identity.device),
+            expires,
+            identity,
         }
     }
 
@@ -376,12 +372,11 @@ impl Access {
     }
 }
 
-/// The identity, with the text of the id that the registry keeps anyway: an idle connection has no
-/// copy of its own.
-fn shared(identity: &Identity, device: &Device) -> Identity {
-    Identity {
-        device: device.device_id.clone(),
-        module: identity.module.clone(),
+/// The scope of an identity's own credential.
+fn own_scope(identity: &Identity) -> AuthScope {
+    match identity.module {
+        None => AuthScope::Device,
+        Some(_) => AuthScope::Module,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use fieldpost_model::{DeviceId, Timestamp};
+use fieldpost_model::{Identity, Timestamp};
 use ring::digest;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use webpki::{ALL_VERIFICATION_ALGS, EndEntityCert, KeyUsage, anchor_from_trusted_cert};
@@ -63,15 +63,16 @@ impl ClientCertificate {
         Ok(facts.not_after)
     }
 
-    /// Whether one of `anchors` vouches that it is the device's, now. Gives its end.
+    /// Whether one of `anchors` vouches that it is the identity's, now. Its common name is the device's id,
+    /// for a module `device/module`. Gives its end.
     pub(crate) fn check_chain<'a>(
         &self,
-        device: &DeviceId,
+        identity: &Identity,
         anchors: impl IntoIterator<Item = &'a Anchor>,
         now: Timestamp,
     ) -> Result<Timestamp, Denial> {
         let facts = Facts::of(&self.leaf).ok_or(Denial::UnreadableCertificate)?;
-        if facts.common_name.as_deref() != Some(device.as_str()) {
+        if facts.common_name != Some(identity.to_string()) {
             return Err(Denial::ForeignCertificate);
         }
         facts.check_time(now)?;

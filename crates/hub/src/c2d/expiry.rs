@@ -225,8 +225,8 @@ impl Sweeper {
             generation,
         } = &key
         {
-            match self.inner.registry.get(&identity.device).await {
-                Ok(Some(device)) if device.generation_id == *generation => {}
+            match self.inner.registry.find(identity).await {
+                Ok(Some(found)) if found.generation_id() == generation => {}
                 Ok(_) => {
                     match drop_queue(&self.inner, name).await {
                         Ok(()) => {}

@@ -353,8 +353,8 @@ impl Follower {
         else {
             return Ok(false);
         };
-        match self.inner.registry.get(&identity.device).await {
-            Ok(device) => Ok(device.is_some_and(|device| device.generation_id == generation)),
+        match self.inner.registry.find(&identity).await {
+            Ok(found) => Ok(found.is_some_and(|found| *found.generation_id() == generation)),
             // One device that cannot be read must not keep all others' senders waiting.
             Err(error @ StoreError::Damaged { .. }) => {
                 tracing::error!(%error, device = %identity.device, "a device cannot be read");

@@ -158,10 +158,10 @@ impl Inner {
         identity: &Identity,
         query: &MessageQuery,
     ) -> Result<Vec<MessageTrace>, StoreError> {
-        let Some(device) = self.registry.get(&identity.device).await? else {
+        let Some(found) = self.registry.find(identity).await? else {
             return Ok(Vec::new());
         };
-        let generation = &device.generation_id;
+        let generation = found.generation_id();
         let key = QueueKey::Device {
             identity: identity.clone(),
             generation: generation.clone(),

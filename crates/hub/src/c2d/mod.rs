@@ -54,7 +54,7 @@ pub use sender::Sender;
 
 use crate::auth::DevicePrincipal;
 use crate::clock::{Chance, Timer};
-use crate::identity::{Device, Registry};
+use crate::identity::Registry;
 use crate::presence::shard_of;
 use crate::probe::Probe;
 use crate::settings::Settings;
@@ -652,14 +652,11 @@ impl Inner {
     }
 
     async fn queue_of(&self, identity: &Identity) -> Result<Option<Arc<Named>>, StoreError> {
-        // Modules have no identities yet.
-        if identity.module.is_some() {
-            return Ok(None);
-        }
-        let device = self.registry.get(&identity.device).await?;
-        let key =
-            |device: Arc<Device>| QueueKey::of(identity.clone(), Arc::clone(&device.generation_id));
-        Ok(device.map(|device| Named::new(key(device))))
+        let found = self.registry.find(identity).await?;
+        Ok(found.map(|found| {
+            let generation = Arc::clone(found.generation_id());
+            Named::new(QueueKey::of(identity.clone(), generation))
+        }))
     }
 
     async fn receive_one(

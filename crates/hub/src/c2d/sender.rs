@@ -18,7 +18,7 @@ use super::check::check;
 use super::names::{Named, QueueKey};
 use super::owner::Command;
 use super::{Accepted, Inner, SendRefused, Target};
-use crate::identity::{Device, DeviceStatus, Registry};
+use crate::identity::{DeviceStatus, Registry};
 
 /// Messages of one sender that may be unanswered, and bytes of them.
 const UNANSWERED_MAX: usize = 1024;
@@ -143,10 +143,17 @@ impl Sender {
             expires,
             owed,
         };
-        let known = self.inner.registry.get_cached(&target.identity.device);
+        let known = match &target.identity {
+            Identity {
+                device,
+                module: None,
+            } => self.inner.registry.get_cached(device),
+            // The store knows its modules.
+            _ => None,
+        };
         // Nothing may overtake a message whose device is still looked up: it could be the same.
         match known {
-            Some(device) if self.looking.is_empty() && is_target(&device, &target.identity) => {
+            Some(device) if self.looking.is_empty() && device.status == DeviceStatus::Enabled => {
                 let key = QueueKey::of(target.identity, Arc::clone(&device.generation_id));
                 self.inner.enqueue_message(Named::new(key), ready);
             }
@@ -292,19 +299,14 @@ impl Answers {
 async fn find(registry: &Registry, target: Target) -> Result<Option<QueueKey>, StoreError> {
     let Target { identity, fallback } = target;
     for identity in std::iter::once(identity).chain(fallback) {
-        if let Some(device) = registry.get(&identity.device).await?
-            && is_target(&device, &identity)
+        if let Some(found) = registry.find(&identity).await?
+            && found.is_enabled()
         {
-            let generation = Arc::clone(&device.generation_id);
+            let generation = Arc::clone(found.generation_id());
             return Ok(Some(QueueKey::of(identity, generation)));
         }
     }
     Ok(None)
-}
-
-/// Whether messages to `identity` are taken. Modules have no identities yet.
-fn is_target(device: &Device, identity: &Identity) -> bool {
-    identity.module.is_none() && device.status == DeviceStatus::Enabled
 }
 
 fn sent(outcome: &'static str) -> Counter {

@@ -38,8 +38,13 @@ impl Device {
     /// The entity tag of this state of the device: short base64 text, without quotes.
     #[must_use]
     pub fn etag(&self) -> String {
-        STANDARD.encode(self.revision.to_string())
+        etag_of(self.revision)
     }
+}
+
+/// The entity tag of a revision.
+pub(super) fn etag_of(revision: Revision) -> String {
+    STANDARD.encode(revision.to_string())
 }
 
 /// The revision behind an entity tag; `None` when no device ever had such a tag.

@@ -38,7 +38,7 @@ struct StoredDevice {
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-enum StoredAuthentication {
+pub(super) enum StoredAuthentication {
     /// Both keys, sealed, in base64.
     Sas(String),
     SelfSigned {
@@ -49,21 +49,22 @@ enum StoredAuthentication {
     None,
 }
 
-/// The write that stores a device.
-pub(super) fn encode(device: &Device, keyring: &Keyring, chance: &dyn Chance) -> Action {
-    let auth = match &device.authentication {
+/// The stored form of how an identity signs in. Keys are sealed for `context` alone.
+pub(super) fn seal(
+    authentication: &Authentication,
+    keyring: &Keyring,
+    chance: &dyn Chance,
+    context: &[&str],
+) -> StoredAuthentication {
+    match authentication {
         Authentication::Sas(keys) => {
             let plain = Zeroizing::new(format!(
                 "{}\0{}",
                 keys.primary.expose(),
                 keys.secondary.expose()
             ));
-            let context = context(&device.device_id, &device.generation_id);
-            StoredAuthentication::Sas(STANDARD.encode(keyring.seal(
-                chance,
-                &context,
-                plain.as_bytes(),
-            )))
+            let sealed = keyring.seal(chance, context, plain.as_bytes());
+            StoredAuthentication::Sas(STANDARD.encode(sealed))
         }
         Authentication::SelfSigned(thumbprints) => StoredAuthentication::SelfSigned {
             primary: thumbprints.primary.clone(),
@@ -71,7 +72,44 @@ pub(super) fn encode(device: &Device, keyring: &Keyring, chance: &dyn Chance) ->
         },
         Authentication::CertificateAuthority => StoredAuthentication::CertificateAuthority,
         Authentication::None => StoredAuthentication::None,
-    };
+    }
+}
+
+/// How an identity signs in, of its stored form; what is wrong when that cannot be read.
+pub(super) fn open(
+    stored: StoredAuthentication,
+    keyring: &Keyring,
+    context: &[&str],
+) -> Result<Authentication, String> {
+    Ok(match stored {
+        StoredAuthentication::Sas(sealed) => {
+            let sealed = STANDARD
+                .decode(sealed)
+                .map_err(|_| "keys are not base64".to_owned())?;
+            let plain = keyring
+                .open(context, &sealed)
+                .map_err(|error| error.to_string())?;
+            let (primary, secondary) = str::from_utf8(&plain)
+                .ok()
+                .and_then(|text| text.split_once('\0'))
+                .ok_or_else(|| "keys are not a pair".to_owned())?;
+            Authentication::Sas(SymmetricKeys {
+                primary: Secret::new(primary),
+                secondary: Secret::new(secondary),
+            })
+        }
+        StoredAuthentication::SelfSigned { primary, secondary } => {
+            Authentication::SelfSigned(Thumbprints { primary, secondary })
+        }
+        StoredAuthentication::CertificateAuthority => Authentication::CertificateAuthority,
+        StoredAuthentication::None => Authentication::None,
+    })
+}
+
+/// The write that stores a device.
+pub(super) fn encode(device: &Device, keyring: &Keyring, chance: &dyn Chance) -> Action {
+    let context = context(&device.device_id, &device.generation_id);
+    let auth = seal(&device.authentication, keyring, chance, &context);
     let changed = device.status_updated;
     let stored = StoredDevice {
         v: FORM_VERSION,
@@ -107,29 +145,12 @@ pub(super) fn decode(document: &Document, keyring: &Keyring) -> Result<Device, S
     if stored.v != FORM_VERSION {
         return Err(damaged("of a later form"));
     }
-    let authentication = match stored.auth {
-        StoredAuthentication::Sas(sealed) => {
-            let sealed = STANDARD
-                .decode(sealed)
-                .map_err(|_| damaged("keys are not base64"))?;
-            let plain = keyring
-                .open(&context(&device_id, &stored.generation), &sealed)
-                .map_err(|error| damaged(&error.to_string()))?;
-            let (primary, secondary) = str::from_utf8(&plain)
-                .ok()
-                .and_then(|text| text.split_once('\0'))
-                .ok_or_else(|| damaged("keys are not a pair"))?;
-            Authentication::Sas(SymmetricKeys {
-                primary: Secret::new(primary),
-                secondary: Secret::new(secondary),
-            })
-        }
-        StoredAuthentication::SelfSigned { primary, secondary } => {
-            Authentication::SelfSigned(Thumbprints { primary, secondary })
-        }
-        StoredAuthentication::CertificateAuthority => Authentication::CertificateAuthority,
-        StoredAuthentication::None => Authentication::None,
-    };
+    let authentication = open(
+        stored.auth,
+        keyring,
+        &context(&device_id, &stored.generation),
+    )
+    .map_err(|what| damaged(&what))?;
     Ok(Device {
         device_id,
         generation_id: Arc::from(stored.generation),

@@ -8,6 +8,7 @@ mod bulk;
 mod cache;
 mod device;
 mod document;
+mod module;
 mod rules;
 mod write;
 
@@ -26,8 +27,11 @@ pub use device::{
     Authentication, AuthenticationSpec, Device, DeviceSpec, DeviceStatus, SymmetricKeys,
     Thumbprints,
 };
+pub(crate) use module::Registered;
+pub use module::{MODULES_MAX, Module, ModuleSpec};
 pub use rules::{
-    InvalidDevice, KEY_BYTES_RANGE, PARENT_SCOPES_MAX, SCOPE_CHARS_MAX, THUMBPRINT_DIGITS,
+    InvalidDevice, KEY_BYTES_RANGE, MANAGED_BY_CHARS_MAX, PARENT_SCOPES_MAX, SCOPE_CHARS_MAX,
+    THUMBPRINT_DIGITS,
 };
 
 use crate::clock::{Chance, Timer};
@@ -54,6 +58,8 @@ struct Inner {
     deletions: OnceLock<mpsc::UnboundedSender<DeletedDevice>>,
     /// One permit per write on its way; all of them together mean that there is none.
     writes: Arc<Semaphore>,
+    /// Held across a change of a module; nothing else is taken while it is held.
+    writing_modules: tokio::sync::Mutex<()>,
 }
 
 /// Writes under way at the same time; further ones wait for a turn.
@@ -82,7 +88,7 @@ impl Precondition {
     }
 }
 
-/// A device that is no more.
+/// A device or module that is no more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DeletedDevice {
     pub(crate) identity: Identity,
@@ -116,10 +122,16 @@ pub enum RegistryError {
     #[error("there is no such device")]
     NotFound,
     /// There is one already.
-    #[error("there is a device of that id already")]
+    #[error("there is a device or module of that id already")]
     AlreadyExists,
-    /// The device is not as the entity tag says.
-    #[error("the device has changed")]
+    /// There is no such module.
+    #[error("there is no such module")]
+    ModuleNotFound,
+    /// The device has [`MODULES_MAX`] modules already.
+    #[error("a device has at most {MODULES_MAX} modules")]
+    TooManyModules,
+    /// The device or module is not as the entity tag says.
+    #[error("the device or module has changed")]
     PreconditionFailed,
     /// The device stands twice in one bulk request; the first one counts.
     #[error("the device stands twice in the request")]
@@ -150,6 +162,7 @@ impl Registry {
             last_generation: AtomicU64::new(0),
             deletions: OnceLock::new(),
             writes: Arc::new(Semaphore::new(WRITES_MAX as usize)),
+            writing_modules: tokio::sync::Mutex::new(()),
         }))
     }
 

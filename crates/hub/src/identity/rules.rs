@@ -19,6 +19,9 @@ pub const THUMBPRINT_DIGITS: [usize; 2] = [40, 64];
 /// Longest scope of a device in characters; a bound of our own.
 pub const SCOPE_CHARS_MAX: usize = 1024;
 
+/// Longest name of who looks after a module, in characters; a bound of our own.
+pub const MANAGED_BY_CHARS_MAX: usize = 128;
+
 /// Most parent scopes of a device; a bound of our own, above Azure's single parent.
 pub const PARENT_SCOPES_MAX: usize = 16;
 
@@ -72,12 +75,27 @@ pub enum InvalidDevice {
         /// Its length in characters.
         chars: usize,
     },
+    /// The name of who looks after a module is too long.
+    #[error("managedBy has at most {MANAGED_BY_CHARS_MAX} characters, this one has {chars}")]
+    ManagedBy {
+        /// Its length in characters.
+        chars: usize,
+    },
     /// There are too many parent scopes.
     #[error("a device has at most {PARENT_SCOPES_MAX} parent scopes, this one has {count}")]
     ParentScopes {
         /// How many there are.
         count: usize,
     },
+}
+
+/// Checks who looks after a module.
+pub(super) fn check_managed_by(managed_by: Option<&str>) -> Result<(), InvalidDevice> {
+    let chars = managed_by.map_or(0, |text| text.chars().count());
+    if chars > MANAGED_BY_CHARS_MAX {
+        return Err(InvalidDevice::ManagedBy { chars });
+    }
+    Ok(())
 }
 
 /// Checks everything but the keys.

@@ -180,6 +180,7 @@ impl Inner {
         if !evictions.is_empty() {
             self.owners.evict(evictions).await;
         }
+        self.delete_modules_of(&gone).await;
         self.forget_sessions(deleted).await;
         for device in gone {
             self.tell_deleted(device);
@@ -329,7 +330,7 @@ impl Inner {
     /// A generation id: 100-nanosecond ticks since the year 1, as in Azure's, larger than any that
     /// this process gave out before, and nine random digits, so that a clock that was set back
     /// between two starts does not repeat one.
-    fn next_generation(&self) -> Arc<str> {
+    pub(super) fn next_generation(&self) -> Arc<str> {
         const TICKS_PER_MILLI: u64 = 10_000;
         let since_year_1 = self.timer.now().since(Timestamp::NEVER).as_millis();
         let now = u64::try_from(since_year_1)

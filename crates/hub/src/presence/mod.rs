@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::clock::Timer;
-use crate::identity::{DeviceStatus, Registry};
+use crate::identity::Registry;
 use owner::{Command, Departure, Owner, Target};
 
 /// Shards of live state.
@@ -219,20 +219,19 @@ impl Presence {
     /// longer connect, or a newer connection came meanwhile, the session is an evicted one. May be
     /// dropped at any time.
     pub async fn connect(&self, identity: Identity, generation: Arc<str>) -> Session {
-        let device = identity.device.clone();
-        let session = self.owners.connect(identity).await;
+        let session = self.owners.connect(identity.clone()).await;
         // The look comes after the registration: whoever changes the device first writes and then
         // evicts, so that one of the two notices.
-        match self.registry.get(&device).await {
-            Ok(Some(found)) if found.generation_id == generation => {
-                if found.status == DeviceStatus::Disabled {
+        match self.registry.find(&identity).await {
+            Ok(Some(found)) if *found.generation_id() == generation => {
+                if !found.is_enabled() {
                     session.cell.evict(Eviction::Disabled);
                 }
             }
             Ok(_) => session.cell.evict(Eviction::Deleted),
             Err(error) => {
                 // One line for each connecting device would be a flood when the store is broken.
-                tracing::debug!(%error, %device, "a connection is refused unchecked");
+                tracing::debug!(%error, %identity, "a connection is refused unchecked");
                 session.cell.evict(Eviction::Cut);
             }
         }
@@ -335,6 +334,15 @@ impl Owners {
         let targets = devices
             .into_iter()
             .map(|(device, reason)| (Target::Device(device), reason))
+            .collect();
+        self.evict_targets(targets).await;
+    }
+
+    /// Ends the connections of single identities. Returns when all of them were told.
+    pub(crate) async fn evict_identities(&self, identities: Vec<(Identity, Eviction)>) {
+        let targets = identities
+            .into_iter()
+            .map(|(identity, reason)| (Target::Identity(identity), reason))
             .collect();
         self.evict_targets(targets).await;
     }

@@ -14,6 +14,7 @@ mod feedback;
 mod history;
 mod ingest;
 mod memory;
+mod modules;
 mod presence;
 mod probe;
 mod receiving;

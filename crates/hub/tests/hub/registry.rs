@@ -328,7 +328,7 @@ async fn each_item_of_a_bulk_request_stands_alone() {
             Err(RegistryError::PreconditionFailed) => "changed",
             Err(RegistryError::DefinedTwice) => "twice",
             Err(RegistryError::InvalidArgument(_)) => "invalid",
-            Err(RegistryError::Store(error)) => panic!("{error}"),
+            Err(error) => panic!("{error}"),
         })
         .collect();
     assert_eq!(

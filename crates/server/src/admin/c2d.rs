@@ -20,7 +20,7 @@ use serde_json::{Map, Value, json};
 
 use super::AdminParts;
 use super::answer::{Parameters, Problem, Segment, invalid, problem};
-use super::devices::{find, parse_id, store_status};
+use super::devices::{find, find_module, parse_id, store_status};
 
 /// Messages and dead letters in one answer.
 pub(super) const PAGE_MAX: usize = 1000;
@@ -217,7 +217,11 @@ pub(super) async fn registered(
     module: Option<&str>,
 ) -> Result<Identity, Problem> {
     find(parts, device).await?;
-    identity(device, module)
+    let identity = identity(device, module)?;
+    if let Some(module) = &identity.module {
+        find_module(parts, device, module).await?;
+    }
+    Ok(identity)
 }
 
 fn waiting(message: &MessageState) -> Value {

@@ -6,6 +6,7 @@ use axum::http::StatusCode;
 use fieldpost_hub::auth::Access;
 use fieldpost_hub::identity::Authentication;
 use fieldpost_hub::policies::Policy;
+use fieldpost_model::ModuleId;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -20,6 +21,7 @@ pub(crate) const AMQPS_PORT: u16 = 5671;
 pub(super) struct ConnectionStringQuery {
     policy: Option<String>,
     device: Option<String>,
+    module: Option<String>,
     #[serde(default)]
     event_hub: bool,
     #[serde(default)]
@@ -33,11 +35,24 @@ pub(super) async fn show(
     Parameters(query): Parameters<ConnectionStringQuery>,
 ) -> Result<Json<Value>, Problem> {
     let reach = &parts.reach;
+    if query.module.is_some() && query.device.is_none() {
+        return Err(invalid("a module goes with its device"));
+    }
     let text = match (query.device, query.event_hub) {
         (Some(_), true) => return Err(invalid("a device has no Event Hubs connection string")),
         (Some(id), false) => {
             let device = devices::find(&parts, &id).await?;
-            let credential = match &device.authentication {
+            let (named, authentication) = match &query.module {
+                None => (format!("DeviceId={id}"), device.authentication.clone()),
+                Some(module) => {
+                    let module_id = ModuleId::new(module)
+                        .map_err(|error| invalid(format!("module: {error}")))?;
+                    let module = devices::find_module(&parts, &id, &module_id).await?;
+                    let named = format!("DeviceId={id};ModuleId={module_id}");
+                    (named, module.authentication)
+                }
+            };
+            let credential = match &authentication {
                 Authentication::Sas(keys) => format!("SharedAccessKey={}", keys.primary.expose()),
                 Authentication::SelfSigned(_) | Authentication::CertificateAuthority => {
                     "x509=true".to_owned()
@@ -46,11 +61,11 @@ pub(super) async fn show(
                     return Err(problem(
                         StatusCode::CONFLICT,
                         "DeviceWithoutCredential",
-                        format!("device `{id}` has no credential of its own"),
+                        format!("{named} has no credential of its own"),
                     ));
                 }
             };
-            format!("HostName={};DeviceId={id};{credential}", reach.host_name)
+            format!("HostName={};{named};{credential}", reach.host_name)
         }
         (None, true) => {
             let policy = policy(

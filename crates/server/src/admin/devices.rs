@@ -7,9 +7,9 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use fieldpost_gateway::http::document::{self, device_document};
 use fieldpost_gateway::http::messages_after_change;
-use fieldpost_hub::identity::{Device, Precondition, RegistryError};
+use fieldpost_hub::identity::{Device, Module, Precondition, RegistryError};
 use fieldpost_model::limits::REGISTRY_LIST_MAX;
-use fieldpost_model::{DeviceId, Identity};
+use fieldpost_model::{DeviceId, Identity, ModuleId};
 use fieldpost_store::StoreError;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -137,6 +137,21 @@ pub(super) async fn find(parts: &AdminParts, id: &str) -> Result<Arc<Device>, Pr
     found.ok_or_else(|| refused(&RegistryError::NotFound, id))
 }
 
+/// The module of that id, of the device of that id.
+pub(super) async fn find_module(
+    parts: &AdminParts,
+    device: &str,
+    module: &ModuleId,
+) -> Result<Module, Problem> {
+    let found = parts
+        .hub
+        .registry()
+        .module(&parse_id(device)?, module)
+        .await;
+    let found = found.map_err(|error| refused(&RegistryError::Store(error), device))?;
+    found.ok_or_else(|| refused(&RegistryError::ModuleNotFound, device))
+}
+
 /// Reads a device id.
 pub(super) fn parse_id(id: &str) -> Result<DeviceId, Problem> {
     DeviceId::new(id).map_err(|error| invalid(format!("`{id}` cannot be a device id: {error}")))
@@ -147,6 +162,9 @@ pub(super) fn explained(error: &RegistryError, id: &str) -> (&'static str, Strin
     let text = match error {
         RegistryError::NotFound => format!("no device with id `{id}` is registered"),
         RegistryError::AlreadyExists => format!("a device with id `{id}` is registered already"),
+        RegistryError::ModuleNotFound | RegistryError::TooManyModules => {
+            format!("device `{id}`: {error}")
+        }
         RegistryError::PreconditionFailed => format!("device `{id}` has another etag"),
         RegistryError::DefinedTwice => format!("device `{id}` is named more than once"),
         RegistryError::InvalidArgument(invalid) => format!("device `{id}`: {invalid}"),
@@ -162,8 +180,8 @@ pub(super) fn explained(error: &RegistryError, id: &str) -> (&'static str, Strin
 fn refused(error: &RegistryError, id: &str) -> Problem {
     let (code, text) = explained(error, id);
     let status = match error {
-        RegistryError::NotFound => StatusCode::NOT_FOUND,
-        RegistryError::AlreadyExists => StatusCode::CONFLICT,
+        RegistryError::NotFound | RegistryError::ModuleNotFound => StatusCode::NOT_FOUND,
+        RegistryError::AlreadyExists | RegistryError::TooManyModules => StatusCode::CONFLICT,
         RegistryError::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
         RegistryError::DefinedTwice | RegistryError::InvalidArgument(_) => StatusCode::BAD_REQUEST,
         RegistryError::Store(error) => store_status(error),

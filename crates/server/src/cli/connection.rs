@@ -19,6 +19,9 @@ pub(super) struct ConnectionStringArgs {
     /// The device, for device SDKs.
     #[arg(long, value_name = "ID", conflicts_with = "event_hub")]
     device: Option<String>,
+    /// A module of the device.
+    #[arg(long, value_name = "ID", requires = "device")]
+    module: Option<String>,
     /// For Event Hubs SDKs.
     #[arg(long)]
     event_hub: bool,
@@ -55,7 +58,11 @@ impl ConnectionStringArgs {
             "/api/connection-string?eventHub={}&emulator={}",
             self.event_hub, self.emulator
         );
-        for (name, value) in [("policy", &self.policy), ("device", &self.device)] {
+        for (name, value) in [
+            ("policy", &self.policy),
+            ("device", &self.device),
+            ("module", &self.module),
+        ] {
             if let Some(value) = value {
                 path.push_str(&format!("&{name}={}", super::encoded(value)));
             }
