@@ -42,6 +42,14 @@ impl TestHub {
         Self::open(MemoryStore::automatic).await
     }
 
+    /// A hub in test mode, whose log commits at once.
+    pub(crate) async fn in_test_mode() -> Self {
+        let mut hub = Self::automatic().await;
+        let chance = Arc::new(SeededChance::new(8));
+        hub.hub = open_hub(&hub.store, &hub.clock, chance, true).await;
+        hub
+    }
+
     /// The same with a chance of the test's own.
     pub(crate) async fn automatic_with(chance: Arc<dyn Chance>) -> Self {
         Self::open_with(MemoryStore::automatic, chance).await
@@ -54,7 +62,7 @@ impl TestHub {
 
     /// Opens the hub anew on what its store holds, as after a crash: the old one is not closed.
     pub(crate) async fn crash(&mut self, chance: Arc<dyn Chance>) {
-        self.hub = open_hub(&self.store, &self.clock, chance).await;
+        self.hub = open_hub(&self.store, &self.clock, chance, false).await;
     }
 
     async fn open(store: impl FnOnce(Partitioning, Arc<dyn Clock>) -> MemoryStore) -> Self {
@@ -68,7 +76,7 @@ impl TestHub {
         let clock = Arc::new(ManualClock::new(START));
         let partitioning = Partitioning::new(4).unwrap();
         let store = store(partitioning, Arc::clone(&clock) as Arc<dyn Clock>);
-        let hub = open_hub(&store, &clock, chance).await;
+        let hub = open_hub(&store, &clock, chance, false).await;
         Self { hub, clock, store }
     }
 
@@ -158,7 +166,12 @@ impl TestHub {
     }
 }
 
-async fn open_hub(store: &MemoryStore, clock: &Arc<ManualClock>, chance: Arc<dyn Chance>) -> Hub {
+async fn open_hub(
+    store: &MemoryStore,
+    clock: &Arc<ManualClock>,
+    chance: Arc<dyn Chance>,
+    test_mode: bool,
+) -> Hub {
     let parts = HubParts {
         store: store.store(),
         timer: Arc::clone(clock) as Arc<dyn Timer>,
@@ -167,6 +180,7 @@ async fn open_hub(store: &MemoryStore, clock: &Arc<ManualClock>, chance: Arc<dyn
         config: HubConfig {
             name: HUB_NAME.to_owned(),
             host_names: vec!["localhost".to_owned(), "hub.localhost".to_owned()],
+            test_mode,
             ..HubConfig::default()
         },
     };

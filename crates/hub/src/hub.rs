@@ -11,6 +11,7 @@ use crate::authorities::Authorities;
 use crate::c2d::{CloudToDevice, CloudToDeviceConfig};
 use crate::clock::{Chance, Timer};
 use crate::events::{Events, Receivers};
+use crate::faults::Faults;
 use crate::identity::Registry;
 use crate::ingest::Ingest;
 use crate::names::HostNames;
@@ -144,6 +145,9 @@ impl Hub {
         )
         .await
         .map_err(OpenError::Store)?;
+        let faults = config
+            .test_mode
+            .then(|| Arc::new(Faults::new(owners.clone(), Arc::clone(&timer))));
         let access = Access::new(
             Arc::new(policies),
             registry.clone(),
@@ -151,6 +155,7 @@ impl Hub {
             Arc::clone(&names),
             Arc::clone(&timer),
             store.log.partitioning(),
+            faults.clone(),
         );
         let probe = config.test_mode.then(Arc::<Probe>::default);
         let c2d = CloudToDevice::start(
@@ -176,6 +181,7 @@ impl Hub {
                 Arc::clone(&timer),
                 config.in_flight_bytes,
                 probe.clone(),
+                faults,
             ),
             probe,
             presence: Presence::new(owners.clone(), registry.clone()),

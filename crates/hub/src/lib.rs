@@ -15,6 +15,7 @@ pub mod clock;
 mod collections;
 mod contents;
 pub mod events;
+pub mod faults;
 mod hub;
 pub mod identity;
 pub mod ingest;

@@ -52,6 +52,10 @@ pub(crate) enum Refusal {
     BodyTooLarge,
     /// The body did not come in time.
     BodyTimeout,
+    /// More is asked than may be at the moment.
+    Throttled,
+    /// More came today than may come.
+    QuotaExceeded,
     /// The store takes no writes, or does not answer.
     Unavailable,
     /// Something is broken; the log says what.
@@ -130,6 +134,8 @@ impl Refusal {
             Self::MessageLockLost => (S::PRECONDITION_FAILED, 412_002, "DeviceMessageLockLost"),
             Self::BodyTooLarge => (S::PAYLOAD_TOO_LARGE, 413_001, "MessageTooLarge"),
             Self::BodyTimeout => (S::BAD_REQUEST, 400_024, "RequestTimedOut"),
+            Self::Throttled => (S::TOO_MANY_REQUESTS, 429_001, "ThrottlingException"),
+            Self::QuotaExceeded => (S::FORBIDDEN, 403_002, "IotHubQuotaExceeded"),
             Self::Unavailable => (S::SERVICE_UNAVAILABLE, 503_001, "ServiceUnavailable"),
             Self::Internal => (S::INTERNAL_SERVER_ERROR, 500_001, "ServerError"),
         }
@@ -162,6 +168,8 @@ impl Refusal {
             Self::MessageLockLost => "The message is not locked under this token".into(),
             Self::BodyTooLarge => "The request body is too large".into(),
             Self::BodyTimeout => "The request body did not come in time".into(),
+            Self::Throttled => "More is sent than may be; try again later".into(),
+            Self::QuotaExceeded => "The quota of messages is used up for today".into(),
             Self::Unavailable => "The hub cannot answer at the moment; try again".into(),
             Self::Internal => "The hub failed; its log says more".into(),
         }
@@ -233,7 +241,7 @@ pub(crate) fn write(api: &Api, mut response: Response<Body>) -> Response<Body> {
     };
     let headers = response.headers_mut();
     headers.insert(ERROR_CODE, HeaderValue::from_static(name));
-    if refusal == Refusal::Unavailable {
+    if matches!(refusal, Refusal::Unavailable | Refusal::Throttled) {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
     }
     set_json(&mut response, &body);

@@ -61,6 +61,8 @@ impl From<MessageRefused> for Refusal {
     fn from(refused: MessageRefused) -> Self {
         match refused {
             MessageRefused::TooLarge { .. } => Self::BodyTooLarge,
+            MessageRefused::Throttled => Self::Throttled,
+            MessageRefused::QuotaExceeded => Self::QuotaExceeded,
         }
     }
 }

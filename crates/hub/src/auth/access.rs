@@ -9,6 +9,7 @@ use super::token::{SasToken, parse_sas};
 use super::{AuthError, ClientCertificate, Denial, DevicePrincipal, Grant};
 use crate::authorities::Authorities;
 use crate::clock::Timer;
+use crate::faults::Faults;
 use crate::identity::{Authentication, Registered, Registry};
 use crate::names::HostNames;
 use crate::policies::{Policies, Policy, Rights, SetKeysError};
@@ -22,6 +23,8 @@ pub struct Access {
     names: Arc<HostNames>,
     timer: Arc<dyn Timer>,
     partitioning: Partitioning,
+    /// Of a hub in test mode.
+    faults: Option<Arc<Faults>>,
 }
 
 /// What a token put on a CBS link is worth.
@@ -50,6 +53,7 @@ impl Access {
         names: Arc<HostNames>,
         timer: Arc<dyn Timer>,
         partitioning: Partitioning,
+        faults: Option<Arc<Faults>>,
     ) -> Self {
         Self {
             policies,
@@ -58,6 +62,7 @@ impl Access {
             names,
             timer,
             partitioning,
+            faults,
         }
     }
 
@@ -314,6 +319,9 @@ impl Access {
     }
 
     async fn enabled(&self, identity: &Identity) -> Result<Registered, AuthError> {
+        if let Some(denial) = self.faults.as_ref().and_then(|f| f.denial(identity)) {
+            return Err(denial.into());
+        }
         let found = self
             .registry
             .find(identity)

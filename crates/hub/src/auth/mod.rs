@@ -104,6 +104,8 @@ pub enum Denial {
     CertificateNotValid,
     /// No authority that the hub knows vouches for the certificate.
     UnknownAuthority,
+    /// A test of the hub's user asked for it.
+    OnDemand,
 }
 
 impl Denial {
@@ -126,6 +128,7 @@ impl Denial {
             Self::ForeignCertificate => "foreign_certificate",
             Self::CertificateNotValid => "certificate_not_valid",
             Self::UnknownAuthority => "unknown_authority",
+            Self::OnDemand => "on_demand",
         }
     }
 }

@@ -22,6 +22,7 @@ pub use sender::Sender;
 
 use crate::auth::DevicePrincipal;
 use crate::clock::Timer;
+use crate::faults::Faults;
 use crate::probe::Probe;
 use budget::{Budget, Turn};
 use warden::Orphan;
@@ -55,6 +56,8 @@ struct Inner {
     timer: Arc<dyn Timer>,
     /// Of a hub in test mode.
     probe: Option<Arc<Probe>>,
+    /// The same.
+    faults: Option<Arc<Faults>>,
     budget: Budget,
     /// The position of the current level in [`LEVELS`].
     level: AtomicU8,
@@ -99,6 +102,12 @@ pub enum MessageRefused {
         /// The most there can be.
         max: usize,
     },
+    /// Too many come; it goes on by itself.
+    #[error("the device sends faster than it may")]
+    Throttled,
+    /// As many came today as may come.
+    #[error("the quota of messages is used up")]
+    QuotaExceeded,
 }
 
 /// Why accepted messages will not become durable. None of those that were not yet reported durable
@@ -117,12 +126,14 @@ impl Ingest {
         timer: Arc<dyn Timer>,
         in_flight_bytes: usize,
         probe: Option<Arc<Probe>>,
+        faults: Option<Arc<Faults>>,
     ) -> Self {
         let (orphans, orphan_queue) = mpsc::unbounded_channel();
         let inner = Arc::new(Inner {
             log: Arc::clone(&store.log),
             timer,
             probe,
+            faults,
             budget: Budget::new(in_flight_bytes),
             level: AtomicU8::new(0),
             held: Mutex::default(),

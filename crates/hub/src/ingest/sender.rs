@@ -167,7 +167,7 @@ impl Sender {
     /// of one message.
     ///
     /// # Errors
-    /// When they are too large together; the batch is as it was.
+    /// When they are too large together, or nothing is taken at the moment; the batch is as it was.
     pub fn accept_batch(&mut self, messages: &[DeviceMessage<'_>]) -> Result<(), MessageRefused> {
         let size = messages.iter().map(DeviceMessage::metered_size).sum();
         if size > D2C_MESSAGE_BYTES_MAX {
@@ -175,6 +175,12 @@ impl Sender {
                 size,
                 max: D2C_MESSAGE_BYTES_MAX,
             });
+        }
+        if let Some(faults) = &self.ingest.faults {
+            if let Some(refused) = faults.refusal(&self.identity) {
+                return Err(refused);
+            }
+            faults.look(&self.identity, messages);
         }
         if self.open.count() == 0 {
             self.accepted = self.ingest.timer.now();

@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::clock::Timer;
+use crate::faults::{FAULTS, Fault};
 use crate::identity::Registry;
 use owner::{Command, Departure, Owner, Target};
 
@@ -107,6 +108,9 @@ struct Cell {
     /// 0, or one more than the position of the reason in [`REASONS`].
     eviction: AtomicU8,
     evicted: AtomicWaker,
+    /// 0, or one more than the position of a fault in [`FAULTS`] that has not been noticed yet. Its
+    /// waker is that of an eviction.
+    fault: AtomicU8,
     /// Milliseconds since 1970.
     last_activity: AtomicI64,
     /// The session was dropped. Set before the departure is sent, because that message may overtake
@@ -137,6 +141,17 @@ impl Session {
     /// Ends when the session has to.
     pub async fn evicted(&mut self) -> Eviction {
         std::future::poll_fn(|cx| self.poll_evicted(cx)).await
+    }
+
+    /// What a test has happen to the connection, once. Wakes whoever waits in
+    /// [`Session::poll_evicted`].
+    pub fn take_fault(&self) -> Option<Fault> {
+        // A look costs less than an exchange, and there is hardly ever one.
+        if self.cell.fault.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let code = self.cell.fault.swap(0, Ordering::AcqRel);
+        FAULTS.get(usize::from(code).checked_sub(1)?).copied()
     }
 
     /// The number of this session. Later sessions of the same identity have larger ones.
@@ -173,9 +188,17 @@ impl Cell {
         Self {
             eviction: AtomicU8::new(0),
             evicted: AtomicWaker::new(),
+            fault: AtomicU8::new(0),
             last_activity: AtomicI64::new(now.as_millis()),
             gone: AtomicBool::new(false),
         }
+    }
+
+    fn disturb(&self, fault: Fault) {
+        let code = FAULTS.iter().zip(1..).find(|(known, _)| **known == fault);
+        self.fault
+            .store(code.map_or(0, |(_, code)| code), Ordering::Release);
+        self.evicted.wake();
     }
 
     /// The first reason stays.
@@ -336,6 +359,13 @@ impl Owners {
             .map(|(device, reason)| (Target::Device(device), reason))
             .collect();
         self.evict_targets(targets).await;
+    }
+
+    /// Has something happen to the connection of an identity, for a test.
+    pub(crate) async fn disturb(&self, identity: Identity, fault: Fault) {
+        let commands = &self.lane(&identity.device).commands;
+        // A hub that is closing has no connections any more.
+        let _ = commands.send(Command::Disturb { identity, fault }).await;
     }
 
     /// Ends the connections of single identities. Returns when all of them were told.

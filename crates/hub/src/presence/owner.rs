@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::shard::Shard;
 use super::{Cell, ConnectionState, Eviction, shard_of};
 use crate::clock::Timer;
+use crate::faults::Fault;
 
 /// What an owner is asked to do.
 pub(super) enum Command {
@@ -26,6 +27,8 @@ pub(super) enum Command {
     TakeOver { identity: Identity, epoch: u64 },
     /// An identity did something without a connection of its own.
     Touch { identity: Identity },
+    /// Have something happen to a connection.
+    Disturb { identity: Identity, fault: Fault },
     /// End sessions; answered with the number of those that were told.
     Evict {
         targets: Vec<(Target, Eviction)>,
@@ -155,6 +158,9 @@ impl Owner {
             Command::Touch { identity } => {
                 let device = identity.device.clone();
                 self.shard(&device).touch(identity, now);
+            }
+            Command::Disturb { identity, fault } => {
+                self.shard(&identity.device).disturb(&identity, fault);
             }
             Command::Evict { targets, done } => {
                 let told = targets

@@ -8,6 +8,7 @@ use fieldpost_model::{DeviceId, Identity, Timestamp};
 use tokio::sync::oneshot;
 
 use super::{Cell, ConnectionState, Eviction};
+use crate::faults::Fault;
 
 /// Identities whose last connection a shard remembers after its end; 65,536 in all shards.
 const REMEMBERED_MAX: usize = 64;
@@ -199,6 +200,14 @@ impl Shard {
             }
         }
         told
+    }
+
+    /// Has something happen to the connection of an identity, if it has one.
+    pub(super) fn disturb(&self, identity: &Identity, fault: Fault) {
+        let entry = self.entries.get(identity);
+        if let Some(live) = entry.and_then(|entry| entry.live.as_ref()) {
+            live.cell.disturb(fault);
+        }
     }
 
     pub(super) fn evict_all(&self, reason: Eviction) {

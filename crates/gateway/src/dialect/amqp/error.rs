@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use fieldpost_amqp::{DecodeError, Error, SendError, condition};
 use fieldpost_hub::auth::AuthError;
 use fieldpost_hub::events::{ReceiverEnd, ReceiverRefused, StartError};
+use fieldpost_hub::faults::Fault;
 use fieldpost_hub::presence::Eviction;
 use fieldpost_store::StoreError;
 
@@ -16,6 +17,7 @@ pub(super) mod microsoft {
     pub(in super::super) const ARGUMENT_ERROR: &str = "com.microsoft:argument-error";
     pub(in super::super) const ARGUMENT_OUT_OF_RANGE: &str = "com.microsoft:argument-out-of-range";
     pub(in super::super) const MESSAGE_LOCK_LOST: &str = "com.microsoft:message-lock-lost";
+    pub(in super::super) const THROTTLED: &str = "com.microsoft:device-container-throttled";
     pub(in super::super) const SERVER_BUSY: &str = "com.microsoft:server-busy";
 }
 
@@ -172,6 +174,16 @@ pub(crate) fn device_evicted(eviction: Eviction) -> Error {
         Eviction::Cut | Eviction::Closing => (condition::DETACH_FORCED, STOPPING),
     };
     Error::new(condition, text)
+}
+
+/// A test asked for it.
+pub(crate) fn on_demand(fault: Fault) -> Error {
+    let condition = match fault {
+        Fault::AuthError => condition::UNAUTHORIZED_ACCESS,
+        Fault::KillConnection | Fault::KillTcp | Fault::ShutDown => condition::CONNECTION_FORCED,
+        _ => condition::DETACH_FORCED,
+    };
+    Error::new(condition, "A fault that a test asked for")
 }
 
 /// More requests than the client takes answers for.

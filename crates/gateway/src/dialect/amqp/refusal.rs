@@ -83,10 +83,14 @@ pub(crate) fn invalid_telemetry(invalid: &InvalidTelemetry, id: TrackingId) -> E
 
 /// The hub did not take a device's message.
 pub(crate) fn telemetry_refused(refused: &MessageRefused, id: TrackingId) -> Error {
-    let condition = match refused {
-        MessageRefused::TooLarge { .. } => condition::MESSAGE_SIZE_EXCEEDED,
+    let (condition, code) = match refused {
+        MessageRefused::TooLarge { .. } => (condition::MESSAGE_SIZE_EXCEEDED, "MessageTooLarge"),
+        MessageRefused::Throttled => (microsoft::THROTTLED, "ThrottlingException"),
+        MessageRefused::QuotaExceeded => {
+            (condition::RESOURCE_LIMIT_EXCEEDED, "IotHubQuotaExceeded")
+        }
     };
-    refused_with(condition, "MessageTooLarge", refused, id)
+    refused_with(condition, code, refused, id)
 }
 
 /// A delivery could not be settled as its receiver wanted.

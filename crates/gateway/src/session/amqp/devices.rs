@@ -4,7 +4,7 @@
 //! device takes its place among the connected ones, and lets go of it with the last; whatever ends one
 //! device's links leaves those of the others alone.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use fieldpost_amqp::performative::{Attach, Role};
 use fieldpost_amqp::value::Value;
 use fieldpost_amqp::{Error, LinkId, LinkReply, Message, Outcome, SessionId};
 use fieldpost_hub::auth::{AuthError, DevicePrincipal};
+use fieldpost_hub::faults::Fault;
 use fieldpost_hub::presence;
 use fieldpost_model::{Identity, Timestamp};
 use futures_util::future::BoxFuture;
@@ -23,6 +24,7 @@ use super::deliveries::{Content, Deliveries, Polled};
 use super::grants::Credential;
 use super::links::NotOpened;
 use super::ready::{Bell, Ready};
+use super::requests::Service;
 use super::telemetry::Telemetry;
 use super::{Node, OUTPUT_BYTES_MAX, Served, Session};
 use crate::dialect::amqp::address::DeviceNode;
@@ -460,7 +462,12 @@ impl Session {
             return false;
         };
         let mut cx = Context::from_waker(&member.waker);
-        let Poll::Ready(eviction) = place.1.poll_evicted(&mut cx) else {
+        let evicted = place.1.poll_evicted(&mut cx);
+        if let Some(fault) = place.1.take_fault() {
+            self.on_fault(number, fault);
+            return true;
+        }
+        let Poll::Ready(eviction) = evicted else {
             return false;
         };
         tracing::debug!(
@@ -470,6 +477,54 @@ impl Session {
         );
         self.detach_device(number, &error::device_evicted(eviction));
         true
+    }
+
+    /// Has happen what a test asked for.
+    fn on_fault(&mut self, number: Number, fault: Fault) {
+        let now = self.context.monotonic();
+        let Some(member) = self.devices.members.get(&number) else {
+            return;
+        };
+        let is_telemetry = |link: &LinkId| {
+            let node = self.nodes.get(link);
+            matches!(node, Some(Node::Device(node)) if matches!(node.work, Work::Telemetry(_)))
+        };
+        let error = error::on_demand(fault);
+        let links = match fault {
+            Fault::KillTcp => return self.cut("fault", now),
+            Fault::KillConnection => return self.close(error, "fault", now),
+            Fault::ShutDown => return self.close(None, "fault", now),
+            Fault::KillSession => {
+                let sessions: BTreeSet<_> = member.links.iter().map(LinkId::session).collect();
+                for session in sessions {
+                    self.end_session(session, error.clone());
+                }
+                return;
+            }
+            Fault::KillCbsRequestLink | Fault::KillCbsResponseLink => {
+                let is_it = |node: &Node| match node {
+                    Node::Requests(Service::Cbs) => fault == Fault::KillCbsRequestLink,
+                    Node::Answers(answers) => {
+                        answers.service == Service::Cbs && fault == Fault::KillCbsResponseLink
+                    }
+                    _ => false,
+                };
+                let nodes = self.nodes.iter();
+                nodes
+                    .filter(|(_, node)| is_it(node))
+                    .map(|(link, _)| *link)
+                    .collect()
+            }
+            Fault::KillTelemetryLink => member.links.iter().copied().filter(is_telemetry).collect(),
+            Fault::KillDeviceBoundLink => {
+                let is_other = |link: &LinkId| !is_telemetry(link);
+                member.links.iter().copied().filter(is_other).collect()
+            }
+            Fault::AuthError => member.links.clone(),
+        };
+        for link in links {
+            self.detach(link, error.clone());
+        }
     }
 
     fn detach_device(&mut self, number: Number, error: &Error) {

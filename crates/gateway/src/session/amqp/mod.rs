@@ -394,7 +394,7 @@ impl Session {
     }
 
     /// Closes the connection for a reason of the hub's.
-    fn close(&mut self, error: Error, reason: &'static str, now: Duration) {
+    fn close(&mut self, error: impl Into<Option<Error>>, reason: &'static str, now: Duration) {
         if self.ending.is_some() {
             return;
         }
@@ -409,8 +409,24 @@ impl Session {
         self.refusals.clear();
         self.authentication_due = None;
         self.grants_due = None;
-        self.engine.close(Some(error));
+        self.engine.close(error.into());
         self.end_with(End::ByHub(reason), now);
+    }
+
+    /// Ends a session with all its links for a reason of the hub's.
+    fn end_session(&mut self, session: SessionId, error: Error) {
+        self.forget_session(session);
+        // A session that is gone already needs no end.
+        let _ = self.engine.end_session(session, Some(error));
+    }
+
+    fn forget_session(&mut self, session: SessionId) {
+        for link in self.links_in(session) {
+            self.forget(link);
+        }
+        self.devices.forget_session(session);
+        self.refusals
+            .retain(|refusal| refusal.link.session() != session);
     }
 
     /// Begins to end everything in good order: the hub is being stopped. Nothing new is taken, and
@@ -440,19 +456,24 @@ impl Session {
         })
     }
 
+    /// Ends the connection without a word, once what was told before is written.
+    fn cut(&mut self, reason: &'static str, now: Duration) {
+        self.nodes.clear();
+        self.devices.clear();
+        let linger = match self.engine.output_len() {
+            0 => Duration::ZERO,
+            _ => self.context.limits.linger,
+        };
+        let due = now.saturating_add(linger);
+        self.ending.get_or_insert((End::ByHub(reason), due));
+    }
+
     fn finish_stop(&mut self, now: Duration) {
         self.stopping_due = None;
         if self.devices.is_any() {
             // As though the network had failed, after which every library for devices connects anew. Told
             // that its links or its connection are closed, Node's waits 45 s for its own first.
-            self.nodes.clear();
-            self.devices.clear();
-            let linger = match self.engine.output_len() {
-                0 => Duration::ZERO,
-                _ => self.context.limits.linger,
-            };
-            let due = now.saturating_add(linger);
-            self.ending.get_or_insert((End::ByHub("drain"), due));
+            self.cut("drain", now);
             return;
         }
         for (link, _) in std::mem::take(&mut self.nodes) {
@@ -528,14 +549,7 @@ impl Session {
                 let hostname = self.hostname.as_deref().unwrap_or_default();
                 tracing::debug!(hostname, "AMQP connection open");
             }
-            Event::SessionEnded { session, .. } => {
-                for link in self.links_in(session) {
-                    self.forget(link);
-                }
-                self.devices.forget_session(session);
-                self.refusals
-                    .retain(|refusal| refusal.link.session() != session);
-            }
+            Event::SessionEnded { session, .. } => self.forget_session(session),
             // They find out soon enough.
             Event::Attach { .. } if self.stopping_due.is_some() => {}
             Event::Attach { link, attach } => self.on_attach(link, &attach, now),

@@ -3,7 +3,8 @@
 use std::io;
 use std::time::Duration;
 
-use fieldpost_hub::ingest::IngestError;
+use fieldpost_hub::faults::Fault;
+use fieldpost_hub::ingest::{IngestError, MessageRefused};
 use fieldpost_hub::presence::Eviction;
 use fieldpost_mqtt::{Timeout, Violation};
 use fieldpost_store::StoreError;
@@ -35,8 +36,12 @@ pub(super) enum Ending {
     ForeignFilter,
     #[error("a message of {size} bytes, more than {max}")]
     MessageTooLarge { size: usize, max: usize },
+    #[error("a message was not taken: {0}")]
+    NotTaken(MessageRefused),
     #[error("the session was ended: {0:?}")]
     Evicted(Eviction),
+    #[error("a test asked for it: {0:?}")]
+    OnDemand(Fault),
     #[error("the token expired")]
     TokenExpired,
     #[error("the store held messages back for too long")]
@@ -101,7 +106,9 @@ impl Ending {
             Self::ForeignWill | Self::ForeignTopic => "foreign_topic",
             Self::ForeignFilter => "foreign_filter",
             Self::MessageTooLarge { .. } => "message_too_large",
+            Self::NotTaken(_) => "not_taken",
             Self::Evicted(_) => "evicted",
+            Self::OnDemand(_) => "on_demand",
             Self::TokenExpired => "token_expired",
             Self::HeldTooLong => "held",
             Self::Store(_) => "store",

@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Buf;
 use fieldpost_hub::auth::DevicePrincipal;
 use fieldpost_hub::c2d::Settlement;
+use fieldpost_hub::faults::Fault;
 use fieldpost_hub::ingest::{Hold, MessageRefused, Sender, WINDOW_MESSAGES};
 use fieldpost_hub::presence::{Eviction, Session};
 use fieldpost_hub::subscriptions::Features;
@@ -257,6 +258,13 @@ impl Core {
     fn look_for_ends(&mut self, cx: &mut Context<'_>, now: Duration) -> Result<(), Ending> {
         if let Poll::Ready(eviction) = self.session.poll_evicted(cx) {
             return Err(Ending::Evicted(eviction));
+        }
+        match self.session.take_fault() {
+            None => {}
+            Some(fault @ (Fault::KillTcp | Fault::ShutDown | Fault::AuthError)) => {
+                return Err(Ending::OnDemand(fault));
+            }
+            Some(fault) => debug!(?fault, "a fault that means nothing over MQTT"),
         }
         if self.context.incomplete.poll_evicted(cx).is_ready() {
             return Err(Ending::IncompleteForTooLong);
@@ -764,6 +772,9 @@ fn publish_to_hub<'a>(
             match sender.accept(&message) {
                 Ok(()) => Ok(Published::Accepted),
                 // There is no negative PUBACK.
+                Err(refused @ (MessageRefused::Throttled | MessageRefused::QuotaExceeded)) => {
+                    Err(Ending::NotTaken(refused))
+                }
                 Err(MessageRefused::TooLarge { size, max }) => {
                     Err(Ending::MessageTooLarge { size, max })
                 }

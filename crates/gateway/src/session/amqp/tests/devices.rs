@@ -2,7 +2,7 @@
 
 use fieldpost_amqp::Delivery;
 use fieldpost_amqp::message::{Message, Properties};
-use fieldpost_amqp::message::{put_data, put_properties};
+use fieldpost_amqp::message::{put_data, put_map, put_properties, section};
 use fieldpost_amqp::performative::DeliveryState;
 use fieldpost_hub::auth::DevicePrincipal;
 use fieldpost_hub::c2d::Target;
@@ -441,14 +441,10 @@ async fn properties_of_a_device_are_read_at_the_endpoint() {
             ..Properties::default()
         },
     );
-    fieldpost_amqp::message::put_map(
-        &mut bytes,
-        fieldpost_amqp::message::section::APPLICATION_PROPERTIES,
-        |e| {
-            e.string("k");
-            e.string("v");
-        },
-    );
+    put_map(&mut bytes, section::APPLICATION_PROPERTIES, |e| {
+        e.string("k");
+        e.string("v");
+    });
     put_data(&mut bytes, b"x");
     assert_eq!(
         send(&mut peer, link, 0, &bytes).await,
@@ -590,4 +586,137 @@ async fn a_connection_ends_with_the_certificate_that_it_lives_by() {
     hub.clock.advance(Duration::from_secs(2));
     let error = peer.closed().await;
     assert_eq!(error.condition, condition::UNAUTHORIZED_ACCESS);
+}
+
+/// A message that asks for a fault, as the libraries' end-to-end suites send it.
+fn fault(kind: &str) -> BytesMut {
+    let mut bytes = BytesMut::new();
+    put_map(&mut bytes, section::APPLICATION_PROPERTIES, |entries| {
+        for (name, value) in [
+            ("AzIoTHub_FaultOperationType", kind),
+            ("AzIoTHub_FaultOperationCloseReason", "boom"),
+            ("AzIoTHub_FaultOperationDelayInSecs", "2"),
+            ("AzIoTHub_FaultOperationDurationInSecs", "20"),
+        ] {
+            entries.string(name);
+            entries.string(value);
+        }
+    });
+    put_data(&mut bytes, b"boom");
+    bytes
+}
+
+/// A device with both of its links, and a fault that is about to happen.
+async fn about_to_fail(hub: &TestHub, token: &str, kind: &str) -> (Peer, LinkId, LinkId) {
+    let mut peer = Peer::anonymous(hub).await;
+    assert_eq!(peer.put_token(token).await.0, 200);
+    let events = peer.sender(&events_of("dev1"));
+    peer.accepted(events).await;
+    let messages = peer.receiver(&messages_of("dev1"), |_| ());
+    peer.accepted(messages).await;
+    let sent = send(&mut peer, events, 0, &fault(kind)).await;
+    assert_eq!(sent, DeliveryState::Accepted);
+    nudge().await;
+    hub.clock.advance(Duration::from_secs(2));
+    (peer, events, messages)
+}
+
+#[tokio::test]
+async fn a_device_in_test_mode_can_ask_for_faults() {
+    let hub = TestHub::in_test_mode().await;
+    let token = device_token(&hub, "dev1", 3600).await;
+
+    let (mut peer, events, messages) = about_to_fail(&hub, &token, "KillAmqpD2CLink").await;
+    assert_eq!(
+        peer.detached(events).await.condition,
+        condition::DETACH_FORCED
+    );
+    // Nothing else is lost, and the link can be had again.
+    command(&hub, "dev1", "still here").await;
+    peer.engine.set_credit(messages, 1).unwrap();
+    let (message, text) = taken(&mut peer).await;
+    assert_eq!(text, "still here");
+    settle(&mut peer, &message, DeliveryState::Accepted);
+    let again = peer.sender(&events_of("dev1"));
+    peer.accepted(again).await;
+    let sent = send(&mut peer, again, 0, &body("again")).await;
+    assert_eq!(sent, DeliveryState::Accepted);
+
+    let (mut peer, _, messages) = about_to_fail(&hub, &token, "KillAmqpC2DLink").await;
+    assert_eq!(
+        peer.detached(messages).await.condition,
+        condition::DETACH_FORCED
+    );
+
+    for kind in ["KillAmqpCBSLinkReq", "KillAmqpCBSLinkResp"] {
+        let (mut peer, events, _) = about_to_fail(&hub, &token, kind).await;
+        let event = peer.event().await;
+        assert!(
+            matches!(event, Event::Detached { error: Some(_), .. }),
+            "{kind}: {event:?}"
+        );
+        let sent = send(&mut peer, events, 0, &body("on")).await;
+        assert_eq!(sent, DeliveryState::Accepted);
+    }
+
+    let (mut peer, ..) = about_to_fail(&hub, &token, "KillAmqpSession").await;
+    let event = peer.event().await;
+    assert!(
+        matches!(event, Event::SessionEnded { error: Some(_), .. }),
+        "{event:?}"
+    );
+
+    let (mut peer, ..) = about_to_fail(&hub, &token, "KillAmqpConnection").await;
+    assert_eq!(peer.closed().await.condition, condition::CONNECTION_FORCED);
+
+    let (mut peer, ..) = about_to_fail(&hub, &token, "ShutDownAmqp").await;
+    let event = peer.event().await;
+    assert!(matches!(event, Event::Closed(None)), "{event:?}");
+
+    let (mut peer, ..) = about_to_fail(&hub, &token, "KillTcp").await;
+    let ended = next_event(&mut peer.engine, &mut peer.stream, &peer.clock).await;
+    assert_eq!(ended, None);
+
+    for (kind, expected) in [
+        (
+            "InvokeThrottling",
+            "com.microsoft:device-container-throttled",
+        ),
+        ("InvokeMaxMessageQuota", condition::RESOURCE_LIMIT_EXCEEDED),
+    ] {
+        let (mut peer, events, _) = about_to_fail(&hub, &token, kind).await;
+        nudge().await;
+        let state = send(&mut peer, events, 0, &body("too much")).await;
+        assert_eq!(condition_of(state), expected);
+        hub.clock.advance(Duration::from_secs(20));
+        let sent = send(&mut peer, events, 0, &body("enough")).await;
+        assert_eq!(sent, DeliveryState::Accepted);
+    }
+
+    let (mut peer, events, _) = about_to_fail(&hub, &token, "InvokeAuthError").await;
+    assert_eq!(
+        peer.detached(events).await.condition,
+        condition::UNAUTHORIZED_ACCESS
+    );
+    let mut peer = Peer::anonymous(&hub).await;
+    assert_eq!(peer.put_token(&token).await.0, 401);
+    hub.clock.advance(Duration::from_secs(20));
+    assert_eq!(peer.put_token(&token).await.0, 200);
+
+    // What asks is telemetry like any other.
+    let stored = hub.events("dev1").await;
+    assert_eq!(
+        stored.iter().filter(|event| event.body == "boom").count(),
+        11
+    );
+}
+
+#[tokio::test]
+async fn a_hub_that_is_not_in_test_mode_knows_no_faults() {
+    let hub = TestHub::automatic().await;
+    let token = device_token(&hub, "dev1", 3600).await;
+    let (mut peer, events, _) = about_to_fail(&hub, &token, "KillTcp").await;
+    nudge().await;
+    let sent = send(&mut peer, events, 0, &body("on")).await;
+    assert_eq!(sent, DeliveryState::Accepted);
 }

@@ -188,3 +188,52 @@ async fn a_connection_that_never_got_its_place_leaves_no_trace() {
     newest.expect(OLD_SESSION).await;
     assert_eq!(fleet.hub.events("dev1").await, []);
 }
+
+/// Sends what the libraries' end-to-end suites send, and lets its time come.
+async fn ask_for_fault(fleet: &Fleet, device: &mut Device, kind: &str) {
+    let topic = format!(
+        "{EVENTS}AzIoTHub_FaultOperationType={kind}&AzIoTHub_FaultOperationCloseReason=boom\
+         &AzIoTHub_FaultOperationDelayInSecs=2&AzIoTHub_FaultOperationDurationInSecs=20"
+    );
+    let id = device.publish(&topic, b"boom");
+    device.expect(Seen::Puback(id)).await;
+    tokio::task::yield_now().await;
+    fleet.hub.clock.advance(Duration::from_secs(2));
+}
+
+#[tokio::test]
+async fn a_device_in_test_mode_can_ask_for_faults() {
+    let fleet = Fleet::of(TestHub::in_test_mode().await).await;
+    for kind in ["KillTcp", "ShutDownMqtt"] {
+        let mut device = fleet.connected().await;
+        ask_for_fault(&fleet, &mut device, kind).await;
+        device.expect(Seen::Closed).await;
+    }
+    // Faults of AMQP alone.
+    let mut device = fleet.connected().await;
+    ask_for_fault(&fleet, &mut device, "KillAmqpSession").await;
+    device.ping().await;
+
+    // What is not taken has no answer over MQTT but the end.
+    for kind in ["InvokeThrottling", "InvokeMaxMessageQuota"] {
+        let mut device = fleet.connected().await;
+        ask_for_fault(&fleet, &mut device, kind).await;
+        for _ in 0..8 {
+            tokio::task::yield_now().await;
+        }
+        device.publish(EVENTS, b"too much");
+        device.expect(Seen::Closed).await;
+        fleet.hub.clock.advance(Duration::from_secs(20));
+    }
+
+    let mut device = fleet.connected().await;
+    ask_for_fault(&fleet, &mut device, "InvokeAuthError").await;
+    device.expect(Seen::Closed).await;
+    let mut refused = Device::connect(&fleet.hub, &fleet.hello());
+    refused.expect(UNAUTHORIZED).await;
+    fleet.hub.clock.advance(Duration::from_secs(20));
+    fleet.connected().await;
+    let events = fleet.hub.events("dev1").await;
+    assert!(events.iter().all(|event| event.body == "boom"));
+    assert_eq!(events.len(), 6);
+}
