@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Request;
+use axum::http::header::{self, HeaderValue};
 use axum::response::Response;
 use bytes::Bytes;
 use fieldpost_hub::auth::ClientCertificate;
 use fieldpost_hub::clock::Timer;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
@@ -202,7 +203,8 @@ async fn answer(
         .waiting_since_ms
         .store(Activity::BUSY, Ordering::Relaxed);
     let (mut parts, body) = request.into_parts();
-    let response = match negotiate(&parts) {
+    let has_body = !body.is_end_stream();
+    let mut response = match negotiate(&parts) {
         Some(Upgrade::Granted(response, subprotocol)) => {
             let is_foreign = is_foreign(&parts, routes.hub());
             if let Some(upgrade) = parts.extensions.remove::<OnUpgrade>() {
@@ -230,6 +232,13 @@ async fn answer(
             routes.answer(request).await
         }
     };
+    let status = response.status();
+    if has_body && (status.is_client_error() || status.is_server_error()) {
+        // The body may not have been read, and then the connection ends: clients that keep theirs are
+        // to know.
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+    }
     activity.hold_body(0);
     activity.head.begin();
     activity

@@ -59,6 +59,17 @@ impl Grant {
     }
 }
 
+impl Grant {
+    /// Whether the holder may speak for a device or module, whom the registry is yet to know: the token
+    /// is for the hub, for all devices, for this one, or for something below it.
+    #[must_use]
+    pub fn speaks_for(&self, host: &str, identity: &Identity) -> bool {
+        self.rights.contains(Rights::DEVICE_CONNECT)
+            && self.names.contains(host)
+            && self.scope.admits(identity)
+    }
+}
+
 /// Why somebody is not let in.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum AuthError {

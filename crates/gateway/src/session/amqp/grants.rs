@@ -173,13 +173,9 @@ impl Grants {
         if let Some(own) = own.find(|principal| after_skew(principal.expires) > now) {
             return Some(Credential::Own(own.clone()));
         }
-        let path = match &identity.module {
-            None => format!("/devices/{}", identity.device),
-            Some(module) => format!("/devices/{}/modules/{module}", identity.device),
-        };
         let grant = self
             .all()
-            .filter(|grant| end(grant) > now && grant.allows(Rights::DEVICE_CONNECT, host, &path))
+            .filter(|grant| end(grant) > now && grant.speaks_for(host, identity))
             .max_by_key(|grant| end(grant))?;
         Some(Credential::Policy(grant.clone()))
     }

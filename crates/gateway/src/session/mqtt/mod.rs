@@ -3,6 +3,7 @@
 mod deliver;
 mod ending;
 mod handshake;
+mod publishing;
 mod running;
 mod subscribing;
 #[cfg(test)]

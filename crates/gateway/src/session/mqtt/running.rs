@@ -10,14 +10,13 @@ use std::time::Duration;
 
 use bytes::Buf;
 use fieldpost_hub::auth::DevicePrincipal;
-use fieldpost_hub::c2d::Settlement;
 use fieldpost_hub::faults::Fault;
-use fieldpost_hub::ingest::{Hold, MessageRefused, Sender, WINDOW_MESSAGES};
+use fieldpost_hub::ingest::{Hold, Sender, WINDOW_MESSAGES};
 use fieldpost_hub::presence::{Eviction, Session};
 use fieldpost_hub::subscriptions::Features;
+use fieldpost_model::Timestamp;
 use fieldpost_model::limits::TOKEN_CLOCK_SKEW;
-use fieldpost_model::{DeviceMessage, Identity, Timestamp};
-use fieldpost_mqtt::{AckTicket, PacketId, Publish, ServerConnection, ServerEvent};
+use fieldpost_mqtt::{AckTicket, PacketId, ServerConnection, ServerEvent};
 use fieldpost_store::StoreError;
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -26,12 +25,12 @@ use tracing::{Span, debug};
 use super::deliver::{Deliveries, Recipient, count_unmatched};
 use super::ending::Ending;
 use super::handshake::Opened;
+use super::publishing::{Published, publish_to_hub};
 use super::subscribing::{Answer, Change, SubscriptionState};
 use super::twin;
 use super::will::Will;
 use crate::clock::{Alarm, within};
 use crate::context::ConnectionContext;
-use crate::dialect::mqtt::{DeliveryName, Marks, Topic, decode};
 use crate::io::{Input, SCRATCH_BYTES, poll_read_scratch_up_to, poll_write_all};
 
 /// Answers that a client may leave unread before nothing more is read from it. Messages that it has
@@ -747,47 +746,6 @@ struct ReadSoFar {
     messages: u64,
     payload_bytes: u64,
     ticket: Option<AckTicket>,
-}
-
-enum Published<'a> {
-    Accepted,
-    TwinRequest(String),
-    Verdict(Settlement, DeliveryName<'a>),
-    Ignored,
-}
-
-fn publish_to_hub<'a>(
-    identity: &Identity,
-    sender: &mut Sender,
-    publish: &Publish<'a>,
-) -> Result<Published<'a>, Ending> {
-    match Topic::parse(identity, publish.topic).ok_or(Ending::ForeignTopic)? {
-        Topic::Events { bag } => {
-            let marks = Marks {
-                from_module: identity.module.is_some(),
-                retain: publish.retain,
-                will: false,
-            };
-            let message: DeviceMessage<'_> = decode(bag, publish.payload, marks);
-            match sender.accept(&message) {
-                Ok(()) => Ok(Published::Accepted),
-                // There is no negative PUBACK.
-                Err(refused @ (MessageRefused::Throttled | MessageRefused::QuotaExceeded)) => {
-                    Err(Ending::NotTaken(refused))
-                }
-                Err(MessageRefused::TooLarge { size, max }) => {
-                    Err(Ending::MessageTooLarge { size, max })
-                }
-            }
-        }
-        Topic::Twin(request) => Ok(Published::TwinRequest(request.request_id.to_owned())),
-        Topic::Settle {
-            settlement,
-            delivery,
-        } => Ok(Published::Verdict(settlement, delivery)),
-        // Nobody calls methods yet, so this answers nothing; late answers are ignored anyway.
-        Topic::MethodResponse => Ok(Published::Ignored),
-    }
 }
 
 /// When the connection ends with its token. No SDK can renew its token on a live connection, and the
