@@ -12,6 +12,7 @@
 // from NODE_EXTRA_CA_CERTS.
 
 const readline = require('node:readline');
+const { shown } = require('./shown');
 
 const [role, transport] = process.argv.slice(2);
 const say = (value) => process.stdout.write(`${JSON.stringify(value)}\n`);
@@ -65,25 +66,6 @@ async function device(transport, options) {
   client.on('error', (error) => say({ error: String(error) }));
   await client.open();
   return client;
-}
-
-// Every member that the SDK's message has, whichever of them the transport fills.
-function shown(message) {
-  const { messageId, correlationId, to, expiryTimeUtc, ack } = message;
-  const { userId, contentType, contentEncoding, lockToken } = message;
-  return {
-    body: Buffer.from(message.data).toString('base64'),
-    messageId,
-    correlationId,
-    to,
-    expiryTimeUtc,
-    ack,
-    userId,
-    contentType,
-    contentEncoding,
-    lockToken,
-    properties: Object.fromEntries(message.properties.propertyList.map(({ key, value }) => [key, value])),
-  };
 }
 
 async function receive() {

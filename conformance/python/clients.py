@@ -24,11 +24,11 @@ FEEDBACK_TYPE = "application/vnd.microsoft.iothub.feedback.json"
 
 
 class Script:
-    """A role of conformance/node/c2d.js: lines of JSON in and out."""
+    """A script of conformance/node, a role of c2d.js unless told: lines of JSON in and out."""
 
-    def __init__(self, hub, *arguments, **environment):
+    def __init__(self, hub, *arguments, script="c2d.js", **environment):
         self.process = subprocess.Popen(
-            ["node", "c2d.js", *arguments],
+            ["node", script, *arguments],
             cwd=NODE,
             env=os.environ
             | {"NODE_EXTRA_CA_CERTS": str(hub.ca), "CA": hub.ca.read_text()}

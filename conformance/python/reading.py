@@ -68,6 +68,52 @@ def read_until(client, enough, *, starting_position="-1", **options):
         return list(events)
 
 
+class Follower:
+    """Reads everything that a hub stores, as it comes, so that not every test reads from the start."""
+
+    def __init__(self, hub):
+        self.client = consumer(hub)
+        self.events, self.failed = [], None
+        self.changed = threading.Condition()
+        self.thread = threading.Thread(
+            target=self.client.receive_batch,
+            args=(self._on_batch,),
+            kwargs={
+                "starting_position": "-1",
+                "on_error": self._on_error,
+                "max_wait_time": 0.1,
+            },
+            daemon=True,
+        )
+        self.thread.start()
+
+    def _on_batch(self, context, batch):
+        with self.changed:
+            self.events.extend(batch)
+            self.changed.notify_all()
+
+    def _on_error(self, context, error):
+        with self.changed:
+            self.failed = error
+            self.changed.notify_all()
+
+    def of(self, device_id, count):
+        """The events of a device, of which there must be so many and no more."""
+
+        def found():
+            assert self.failed is None, self.failed
+            return [event for event in self.events if from_device(event, device_id)]
+
+        with self.changed:
+            self.changed.wait_for(lambda: len(found()) >= count, READ_SECONDS_MAX)
+            assert len(found()) == count, [body_of(event) for event in found()]
+            return found()
+
+    def close(self):
+        self.client.close()
+        self.thread.join(READ_SECONDS_MAX)
+
+
 def body_of(event):
     """The body as the bytes that were sent."""
     return b"".join(event.body)

@@ -88,6 +88,8 @@ pub(super) struct Devices {
     links: usize,
     /// Telemetry that waits for the hub, in bytes.
     waiting_bytes: usize,
+    /// When to see whether some of it has been held back for too long.
+    held_due: Option<Duration>,
 }
 
 /// What stands behind one link of a device.
@@ -147,12 +149,24 @@ impl DeviceLink {
             Work::DeviceBound(_) => 0,
         }
     }
+
+    fn held_since(&self) -> Option<Duration> {
+        match &self.work {
+            Work::Telemetry(telemetry) => telemetry.held_since(),
+            Work::DeviceBound(_) => None,
+        }
+    }
 }
 
 impl Devices {
     /// Whether so much telemetry waits for the hub that nothing more is read.
     pub(super) fn is_crowded(&self) -> bool {
         self.waiting_bytes > WAITING_BYTES_MAX
+    }
+
+    /// When [`Session::check_held`] is to be called.
+    pub(super) fn held_due(&self) -> Option<Duration> {
+        self.held_due
     }
 
     /// Whether the connection speaks for any device now.
@@ -554,6 +568,10 @@ impl Session {
             }
         };
         self.devices.waiting_bytes -= before.saturating_sub(node.waiting_bytes());
+        if let Some(since) = node.held_since() {
+            let due = since.saturating_add(self.context.limits.held_max);
+            self.devices.held_due = self.devices.held_due.into_iter().chain([due]).min();
+        }
         match polled {
             Polled::Idle => Served::Nothing,
             Polled::Full => Served::HeldBack,
@@ -565,6 +583,25 @@ impl Session {
                 self.detach(link, error);
                 Served::Told
             }
+        }
+    }
+
+    /// Gives up a connection whose telemetry the store has held back for too long: its devices try again
+    /// elsewhere, or later.
+    pub(super) fn check_held(&mut self, now: Duration) {
+        if self.devices.held_due.take_if(|due| *due <= now).is_none() {
+            return;
+        }
+        let held_max = self.context.limits.held_max;
+        let nodes = self.nodes.values().filter_map(|node| match node {
+            Node::Device(device) => device.held_since(),
+            _ => None,
+        });
+        let next = nodes.map(|since| since.saturating_add(held_max)).min();
+        if next.is_some_and(|due| due <= now) {
+            self.cut("held", now);
+        } else {
+            self.devices.held_due = next;
         }
     }
 

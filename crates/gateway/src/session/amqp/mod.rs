@@ -140,7 +140,7 @@ impl End {
             Self::Fatal(Fatal::IdleTimeOut) => Some("idle"),
             Self::Fatal(Fatal::UnsupportedHeader(_)) => Some("header"),
             Self::Fatal(_) => Some("protocol"),
-            Self::ByHub(reason @ ("authentication" | "login")) => Some(reason),
+            Self::ByHub(reason @ ("authentication" | "login" | "held")) => Some(reason),
             Self::Incomplete => Some("incomplete"),
             _ => None,
         }
@@ -354,6 +354,7 @@ impl Session {
             self.authentication_due,
             self.grants_due,
             self.held_due,
+            self.devices.held_due(),
             self.stopping_due,
             self.quiet_due,
             refusal,
@@ -382,6 +383,7 @@ impl Session {
         }
         // The service links are asked in a moment.
         self.held_due.take_if(|due| *due <= now);
+        self.check_held(now);
         if self.stopping_due.is_some_and(|due| due <= now) {
             self.finish_stop(now);
         }

@@ -3,11 +3,12 @@
 use std::collections::VecDeque;
 use std::sync::LazyLock;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use fieldpost_amqp::performative::DeliveryState;
 use fieldpost_amqp::{Connection, Error, LinkId, Message};
-use fieldpost_hub::ingest::Sender;
+use fieldpost_hub::ingest::{Hold, Sender};
 use metrics::{Gauge, gauge};
 
 use crate::dialect::amqp::error;
@@ -78,6 +79,17 @@ impl Telemetry {
         self.taken
             .iter()
             .any(|(_, deliveries)| !deliveries.is_empty())
+    }
+
+    /// Since when something waits because the store holds messages back.
+    pub(super) fn held_since(&self) -> Option<Duration> {
+        if self.waiting.is_empty() && self.taken.is_empty() {
+            return None;
+        }
+        match self.sender.hold() {
+            Hold::Held { since } => Some(since),
+            Hold::None | Hold::ReadOnly => None,
+        }
     }
 
     /// A message has come; [`Telemetry::poll`] takes it.

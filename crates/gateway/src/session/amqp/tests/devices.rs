@@ -501,6 +501,38 @@ async fn telemetry_waits_while_the_disk_is_nearly_full_and_goes_on_by_itself() {
     assert_eq!(last, ('0'..='9').collect::<Vec<_>>());
 }
 
+#[tokio::test]
+async fn telemetry_that_waits_for_too_long_ends_the_connection() {
+    let hub = TestHub::automatic().await;
+    let mut peer = with_device(&hub, "dev1").await;
+    let link = peer.sender(&events_of("dev1"));
+    peer.accepted(link).await;
+    await_credit(&mut peer, link).await;
+    let reason = Some("a test".into());
+    let level = HealthLevel::HoldMessages;
+    hub.store.log.set_health(Health { level, reason });
+    nudge().await;
+    // A link on which nothing waits is left alone.
+    hub.clock.advance(Duration::from_secs(30));
+    peer.hears_nothing().await;
+    let payload = body("held");
+    let delivery = Delivery {
+        tag: &[1],
+        settled: false,
+        message_format: 0,
+        payload: &[&payload[..]],
+    };
+    peer.engine.send(link, &delivery).unwrap();
+    peer.hears_nothing().await;
+    hub.clock.advance(Duration::from_secs(19));
+    peer.hears_nothing().await;
+    hub.clock.advance(Duration::from_secs(1));
+    let ended = next_event(&mut peer.engine, &mut peer.stream, &peer.clock).await;
+    assert_eq!(ended, None);
+    assert!(hub.events("dev1").await.is_empty());
+    assert_eq!(hub.hub.ingest().in_flight_bytes(), 0);
+}
+
 /// A certificate for whoever says it is his, good for a minute.
 fn short_certificate() -> Vec<u8> {
     let key = rcgen::KeyPair::generate().unwrap();
