@@ -6,7 +6,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use fieldpost_hub::auth::DevicePrincipal;
 use fieldpost_hub::clock::{Chance, Clock, ManualClock, SeededChance, Timer};
-use fieldpost_hub::identity::{Authentication, AuthenticationSpec, DeviceSpec, Thumbprints};
+use fieldpost_hub::identity::{
+    Authentication, AuthenticationSpec, DeviceSpec, ModuleSpec, Thumbprints,
+};
 use fieldpost_hub::secrets::{Keyring, Secret};
 use fieldpost_hub::{Hub, HubConfig, HubParts};
 use fieldpost_model::{DeviceId, Identity, PartitionId, Partitioning, StreamId, Timestamp};
@@ -89,6 +91,21 @@ impl TestHub {
         };
         let device = self.hub.registry().create(spec).await.unwrap();
         match &device.authentication {
+            Authentication::Sas(keys) => keys.primary.clone(),
+            other => panic!("keys were asked for, and this came: {other:?}"),
+        }
+    }
+
+    /// Registers a module of a device and returns its primary key.
+    pub(crate) async fn module(&self, device: &str, module: &str) -> Secret {
+        let spec = ModuleSpec {
+            device_id: DeviceId::new(device).unwrap(),
+            module_id: module.parse().unwrap(),
+            authentication: AuthenticationSpec::Unchanged,
+            managed_by: None,
+        };
+        let module = self.hub.registry().create_module(spec).await.unwrap();
+        match &module.authentication {
             Authentication::Sas(keys) => keys.primary.clone(),
             other => panic!("keys were asked for, and this came: {other:?}"),
         }

@@ -103,6 +103,11 @@ pub(super) struct DeviceLink {
 enum Work {
     Telemetry(Box<Telemetry>),
     DeviceBound(Box<Deliveries>),
+    /// A module's inputs. What comes to them is routed by an edge gateway, which this hub is none of; the
+    /// library of Node gives its connection up when the link is refused.
+    Inputs {
+        is_draining: bool,
+    },
 }
 
 impl DeviceLink {
@@ -111,6 +116,7 @@ impl DeviceLink {
         match &mut self.work {
             Work::Telemetry(telemetry) => telemetry.stop(),
             Work::DeviceBound(deliveries) => deliveries.stop(),
+            Work::Inputs { .. } => {}
         }
         self.bell.ring();
     }
@@ -120,6 +126,7 @@ impl DeviceLink {
         match &self.work {
             Work::Telemetry(telemetry) => telemetry.is_owing(),
             Work::DeviceBound(deliveries) => deliveries.is_owing(),
+            Work::Inputs { .. } => false,
         }
     }
 
@@ -130,8 +137,13 @@ impl DeviceLink {
 
     /// The client wants its credit used up.
     pub(super) fn drain(&mut self) {
-        if let Work::DeviceBound(deliveries) = &mut self.work {
-            deliveries.drain();
+        match &mut self.work {
+            Work::DeviceBound(deliveries) => deliveries.drain(),
+            Work::Inputs { is_draining } => {
+                *is_draining = true;
+                self.bell.ring();
+            }
+            Work::Telemetry(_) => {}
         }
     }
 
@@ -146,14 +158,14 @@ impl DeviceLink {
     fn waiting_bytes(&self) -> usize {
         match &self.work {
             Work::Telemetry(telemetry) => telemetry.waiting_bytes(),
-            Work::DeviceBound(_) => 0,
+            Work::DeviceBound(_) | Work::Inputs { .. } => 0,
         }
     }
 
     fn held_since(&self) -> Option<Duration> {
         match &self.work {
             Work::Telemetry(telemetry) => telemetry.held_since(),
-            Work::DeviceBound(_) => None,
+            Work::DeviceBound(_) | Work::Inputs { .. } => None,
         }
     }
 }
@@ -254,8 +266,10 @@ impl Session {
             .ok_or_else(NotOpened::unauthorized)?;
         match (attach.role, node) {
             (Role::Sender, DeviceNode::Events) | (Role::Receiver, DeviceNode::DeviceBound) => {}
+            // The inputs of a module have the address to which it sends.
+            (Role::Receiver, DeviceNode::Events) if identity.module.is_some() => {}
             _ => {
-                let what = "direct methods, twins and inputs of modules are not served here";
+                let what = "direct methods and twins are not served here";
                 return Err(NotOpened::new(
                     "not-implemented",
                     error::not_implemented(what),
@@ -355,6 +369,9 @@ impl Session {
         }
         let (hub, conn_id) = (&self.context.hub, self.context.conn_id);
         let work = match node {
+            DeviceNode::Events if attach.role == Role::Receiver => {
+                Work::Inputs { is_draining: false }
+            }
             DeviceNode::Events => {
                 let mut sender = hub.ingest().sender(principal);
                 sender.set_model_id(model_id(attach));
@@ -565,6 +582,13 @@ impl Session {
             },
             Work::DeviceBound(deliveries) => {
                 deliveries.poll(&mut cx, link, engine, &mut self.head, now)
+            }
+            Work::Inputs { is_draining } => {
+                if std::mem::take(is_draining) && engine.drained(link).is_ok() {
+                    Polled::Sent
+                } else {
+                    Polled::Idle
+                }
             }
         };
         self.devices.waiting_bytes -= before.saturating_sub(node.waiting_bytes());

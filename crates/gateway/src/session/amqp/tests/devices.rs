@@ -752,3 +752,36 @@ async fn a_hub_that_is_not_in_test_mode_knows_no_faults() {
     let sent = send(&mut peer, events, 0, &body("on")).await;
     assert_eq!(sent, DeliveryState::Accepted);
 }
+
+#[tokio::test]
+async fn a_module_has_links_of_its_own_and_inputs_to_which_nothing_comes() {
+    let hub = TestHub::automatic().await;
+    hub.device("dev1").await;
+    let module = hub.module("dev1", "m").await;
+    let token = sas_token("localhost/devices/dev1/modules/m", &module, expiry(3600));
+    let mut peer = Peer::anonymous(&hub).await;
+    assert_eq!(peer.put_token(&token).await.0, 200);
+    let address = "/devices/dev1/modules/m/messages/events";
+    let events = peer.sender(address);
+    peer.accepted(events).await;
+    let inputs = peer.receiver(address, |_| ());
+    peer.accepted(inputs).await;
+    let messages = peer.receiver("/devices/dev1/modules/m/messages/devicebound", |_| ());
+    peer.accepted(messages).await;
+    let sent = send(&mut peer, events, 0, &body("mine")).await;
+    assert_eq!(sent, DeliveryState::Accepted);
+    assert_eq!(hub.events("dev1").await[0].body, "mine");
+    peer.engine.set_credit(inputs, 5).unwrap();
+    peer.engine.drain(inputs).unwrap();
+    let event = peer.event().await;
+    assert_eq!(event, Event::Drained(inputs));
+    // A device has none, and the module's token is not its.
+    for address in [
+        "/devices/dev1/messages/events",
+        "/devices/dev1/messages/devicebound",
+    ] {
+        let link = peer.receiver(address, |_| ());
+        let error = refused(&mut peer, link).await;
+        assert_eq!(error.condition, condition::UNAUTHORIZED_ACCESS);
+    }
+}
