@@ -18,6 +18,8 @@ async function main() {
     contentEncoding: event.getRawAmqpMessage().properties?.contentEncoding,
     expiry: event.getRawAmqpMessage().properties?.absoluteExpiryTime,
     properties: event.properties ?? {},
+    auth: event.systemProperties['iothub-connection-auth-method'],
+    sender: event.systemProperties['iothub-connection-device-id'],
   }));
   got.forEach((event, index) => {
     for (const [name, value] of Object.entries(expected[index])) {
