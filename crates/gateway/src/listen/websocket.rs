@@ -152,9 +152,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocketBytes<S> {
 
     fn begin(&mut self, header: &FrameHeader, length: u64) {
         // RFC 6455, section 5.1: a client masks, and there is no extension that uses a reserved
-        // bit.
-        let Some(mask) = header.mask else {
-            return self.close(CloseCode::Protocol);
+        // bit. paho-mqtt 1, on which Python's device SDK stands, masks no answer to a ping or close.
+        let mask = match (header.mask, header.opcode) {
+            (Some(mask), _) => mask,
+            (None, OpCode::Control(Control::Pong | Control::Close)) => [0; 4],
+            (None, _) => return self.close(CloseCode::Protocol),
         };
         if header.rsv1 || header.rsv2 || header.rsv3 {
             return self.close(CloseCode::Protocol);
@@ -439,7 +441,7 @@ mod tests {
         let close = |code: u16| [&[0x88, 2][..], &code.to_be_bytes()].concat();
         let long = vec![9; 5000];
         type Case<'a> = (&'a str, Vec<u8>, &'a [u8], Vec<u8>);
-        let cases: [Case<'_>; 13] = [
+        let cases: [Case<'_>; 16] = [
             ("one", frame(0x82, b"abc"), b"abc", close(1000)),
             ("empty", frame(0x82, b""), b"", close(1000)),
             ("long", frame(0x82, &long), &long, close(1000)),
@@ -461,6 +463,24 @@ mod tests {
                 vec![0x82, 3, b'a', b'b', b'c'],
                 b"",
                 close(1002),
+            ),
+            (
+                "ping not masked",
+                vec![0x89, 2, b'h', b'i'],
+                b"",
+                close(1002),
+            ),
+            (
+                "pong not masked, as paho sends it",
+                [&[0x8a, 2, b'h', b'i'][..], &frame(0x82, b"abc")].concat(),
+                b"abc",
+                close(1000),
+            ),
+            (
+                "close not masked, as paho sends it",
+                vec![0x88, 2, 3, 0xe9],
+                b"",
+                close(1001),
             ),
             ("reserved bit", frame(0xc2, b"abc"), b"", close(1002)),
             ("reserved opcode", frame(0x83, b"abc"), b"", close(1002)),
