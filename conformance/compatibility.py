@@ -54,7 +54,8 @@ given its connection string. **token**: the application makes the token. **X.509
 four, wrong credentials are refused. **module**: a module sends with its own key. **renew**: the \
 device goes on long after its first token has ended, with a token that the library made anew, \
 where it makes them, and with one that the application gave it. **reconnect**: the hub is stopped \
-and started, then killed and started, and messages go both ways again.
+and started, then killed and started, and messages go both ways again. **after**: the device has \
+asked for that fault (operations.md says what it does), and messages go both ways again.
 """
 
 SIDES = {"devices": "Devices", "services": "Services"}

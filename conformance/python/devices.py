@@ -8,6 +8,7 @@ it makes the test fail.
 import base64
 import concurrent.futures
 import contextlib
+import dataclasses
 import importlib.metadata
 import json
 import queue
@@ -157,6 +158,11 @@ class PythonDevice(Device):
     def batch(self, bodies):
         check_absent(self.client, "batch", "messages")
         raise NotOffered("the library has no method for it")
+
+    def after_restart(self):
+        # The SDK refuses to send while it has no connection.
+        while self.states.get(timeout=WAIT_SECONDS_MAX) is not True:
+            pass
 
     def listen(self):
         self.client.on_message_received = self.messages.put
@@ -608,4 +614,18 @@ def _rows():
     )
 
 
-ROWS = {row.name: row for row in _rows()}
+#: The faults that a device may ask for, and the protocols that have what they end.
+FAULTS = {
+    "KillTcp": ("MQTT", "AMQP"),
+    "ShutDownMqtt": ("MQTT",),
+    "ShutDownAmqp": ("AMQP",),
+}
+
+
+def _without_faults_of_others(row):
+    protocol = row.transport.split()[0]
+    others = {f"after: {fault}" for fault, of in FAULTS.items() if protocol not in of}
+    return dataclasses.replace(row, lacks=row.lacks | others)
+
+
+ROWS = {row.name: _without_faults_of_others(row) for row in _rows()}

@@ -14,7 +14,7 @@ import pytest
 from azure.iot.hub import IoTHubRegistryManager
 
 import certificates
-from devices import ROWS, SHORT_LIFE_SECONDS, NotOffered, Refused, Who, token_of
+from devices import FAULTS, ROWS, SHORT_LIFE_SECONDS, NotOffered, Refused, Who, token_of
 from hub import ROOT
 from reading import Follower, body_of, events_of
 
@@ -271,7 +271,37 @@ def reconnect(cell):
     return note
 
 
-#: The columns. What comes after injected faults is to stand here as "after: <fault>".
+def after(fault):
+    """That a device works on after a fault that it asked for itself, as Azure's own suites do."""
+
+    def after_fault(cell):
+        if f"after: {fault}" in cell.row.lacks:
+            raise NotOffered("the protocol has nothing that the fault would end")
+        device = cell.open_as_usual()
+        device.listen()
+        cell.check_works(device, "before")
+        device.send(
+            b"a fault",
+            {
+                "AzIoTHub_FaultOperationType": fault,
+                "AzIoTHub_FaultOperationCloseReason": "boom",
+                "AzIoTHub_FaultOperationDelayInSecs": "1",
+            },
+        )
+        deadline = time.monotonic() + WAIT_SECONDS_MAX
+        while "a fault happens" not in cell.hub.log():
+            # Each look takes a while by itself.
+            cell.hub.advance(0)
+            assert time.monotonic() < deadline, cell.hub.log()[-2000:]
+        note = device.after_restart()
+        for number in range(2):
+            cell.check_works(device, f"after-{number}")
+        return note
+
+    return after_fault
+
+
+#: The columns.
 FEATURES = {
     "send": send,
     "batch": batch,
@@ -286,9 +316,9 @@ FEATURES = {
     "module": module,
     "renew": renew,
     "reconnect": reconnect,
-}
+} | {f"after: {fault}": after(fault) for fault in FAULTS}
 #: These stop their hub or move its clock.
-WITH_OWN_HUB = {"renew", "reconnect"}
+WITH_OWN_HUB = {"renew", "reconnect"} | {name for name in FEATURES if name.startswith("after: ")}
 
 #: What runs without more: each row and each column at least once, in half a minute.
 CROSS_SECTION = [
@@ -307,6 +337,9 @@ CROSS_SECTION = [
     ("paho-ws", "abandon"),
     ("proton", "complete"),
     ("proton", "renew"),
+    ("python-mqtt", "after: KillTcp"),
+    ("node-mqtt", "after: ShutDownMqtt"),
+    ("proton", "after: ShutDownAmqp"),
 ]
 EVERY_CELL = [(row, feature) for row in ROWS for feature in FEATURES]
 

@@ -142,6 +142,7 @@ impl Faults {
     }
 
     async fn happen(&self, identity: Identity, order: Order) {
+        tracing::info!(device_id = %identity, fault = ?order.fault, "a fault happens");
         if let Some(state) = order.state {
             let until = self.timer.monotonic().saturating_add(order.duration);
             self.lock()
