@@ -1,5 +1,6 @@
 //! What a request asks: who it is from, its parameters, its condition, its body.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::RequestExt;
@@ -41,7 +42,8 @@ impl Call {
     ) -> Result<Self, Refusal> {
         let path = PathParameters::of(&mut request).await?;
         let (parts, body) = request.into_parts();
-        let grant = api.hub.access().verify_policy_token(token(&parts)?)?;
+        let access = api.hub.access().from(address(&parts));
+        let grant = access.verify_policy_token(token(&parts)?).await?;
         let resource = percent_decode_str(parts.uri.path()).decode_utf8_lossy();
         if !grant.allows(rights, api.hub.name(), &resource) {
             return Err(Refusal::Unauthorized);
@@ -115,7 +117,7 @@ impl DeviceCall {
         let host = parts.headers.get(header::HOST);
         let host = host.and_then(|host| host.to_str().ok());
         let host = host.or(parts.uri.host()).ok_or(Refusal::Unauthorized)?;
-        let access = api.hub.access();
+        let access = api.hub.access().from(address(&parts));
         let certificate = parts.extensions.get::<Arc<ClientCertificate>>();
         let principal = match (certificate, parts.headers.get(header::AUTHORIZATION)) {
             (Some(certificate), None) => {
@@ -230,6 +232,11 @@ fn token(parts: &request::Parts) -> Result<&str, Refusal> {
     let value = parts.headers.get(header::AUTHORIZATION);
     let text = value.and_then(|value| value.to_str().ok());
     text.ok_or(Refusal::Unauthorized)
+}
+
+/// Where a request comes from, for those who are slowed by that.
+fn address(parts: &request::Parts) -> Option<IpAddr> {
+    parts.extensions.get::<Arc<Activity>>()?.address()
 }
 
 fn set_authenticated(parts: &request::Parts) {

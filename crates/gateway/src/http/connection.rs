@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,7 +29,7 @@ use crate::context::ConnectionContext;
 use crate::figures::count_refused;
 use crate::http::Routes;
 use crate::http::spelling::{HeadRecord, Recorded};
-use crate::listen::limits::GatewayLimits;
+use crate::listen::limits::{GatewayLimits, counted_address};
 use crate::listen::upgrade::{Subprotocol, Upgrade, is_foreign, negotiate};
 
 /// Bytes of a request's head, and of what is buffered of a body, per connection.
@@ -66,19 +67,22 @@ pub(crate) struct Activity {
     /// When the connection began, in monotonic milliseconds.
     began_ms: u64,
     authenticated: AtomicBool,
+    /// Where the connection comes from, for those who are slowed by that.
+    address: Option<IpAddr>,
     upgrade: Mutex<Option<(Subprotocol, bool, OnUpgrade)>>,
 }
 
 impl Activity {
     const BUSY: u64 = u64::MAX;
 
-    fn new(now: Duration) -> Self {
+    fn new(now: Duration, address: Option<IpAddr>) -> Self {
         Self {
             body_bytes: AtomicUsize::new(0),
             head: Arc::default(),
             waiting_since_ms: AtomicU64::new(millis(now)),
             began_ms: millis(now),
             authenticated: AtomicBool::new(false),
+            address,
             upgrade: Mutex::default(),
         }
     }
@@ -86,6 +90,10 @@ impl Activity {
     /// Says that a request on this connection carried a valid credential.
     pub(crate) fn set_authenticated(&self) {
         self.authenticated.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn address(&self) -> Option<IpAddr> {
+        self.address
     }
 
     /// Says how many bytes of a request's body are held. They count against the gateway's budget for
@@ -117,7 +125,8 @@ where
 {
     let timer = Arc::clone(context.timer());
     let limits = Arc::clone(&context.limits);
-    let activity = Arc::new(Activity::new(timer.monotonic()));
+    let address = counted_address(context.peer.ip());
+    let activity = Arc::new(Activity::new(timer.monotonic(), address));
     let certificate = context.client_certificate.clone();
     let service = service_fn(|request| {
         answer(

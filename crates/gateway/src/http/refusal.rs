@@ -200,6 +200,7 @@ impl From<AuthError> for Refusal {
                 debug!(reason = denial.as_str(), "request not authorised");
                 Self::Unauthorized
             }
+            AuthError::TooManyFailures => Self::Throttled,
             AuthError::Unavailable(error) => error.into(),
         }
     }

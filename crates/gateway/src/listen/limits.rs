@@ -151,7 +151,7 @@ impl Drop for Admission {
 
 /// What connections are counted by: an IPv4 address or an IPv6 /64, which one host can fill at
 /// will. `None` for the loopback interface, where tests and simulated devices live.
-fn counted_address(address: IpAddr) -> Option<IpAddr> {
+pub(crate) fn counted_address(address: IpAddr) -> Option<IpAddr> {
     let address = address.to_canonical();
     if address.is_loopback() {
         return None;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use fieldpost_model::{AuthKind, AuthScope, AuthStamp, Identity, Partitioning, Timestamp};
 
+use super::guesses::Guesses;
 use super::scope::Scope;
 use super::token::{SasToken, parse_sas};
 use super::{AuthError, ClientCertificate, Denial, DevicePrincipal, Grant};
@@ -25,6 +26,7 @@ pub struct Access {
     partitioning: Partitioning,
     /// Of a hub in test mode.
     faults: Option<Arc<Faults>>,
+    guesses: Guesses,
 }
 
 /// What a token put on a CBS link is worth.
@@ -63,7 +65,24 @@ impl Access {
             timer,
             partitioning,
             faults,
+            guesses: Guesses::default(),
         }
+    }
+
+    pub(super) fn guesses(&self) -> &Guesses {
+        &self.guesses
+    }
+
+    pub(super) fn timer(&self) -> &Arc<dyn Timer> {
+        &self.timer
+    }
+
+    /// The identity that the resource of a device's token names; nothing when it names none.
+    pub(super) fn identity_of_resource(&self, token: &str) -> String {
+        let token = parse_sas(token).ok();
+        let scope = token.and_then(|token| Scope::of_resource(token.resource, &self.names));
+        let identity = scope.and_then(|scope| scope.names_identity());
+        identity.map_or_else(String::new, |identity| identity.to_string())
     }
 
     /// All policies in the order of [`crate::policies::POLICY_NAMES`].
@@ -396,6 +415,7 @@ fn counted<T>(outcome: Result<T, AuthError>) -> Result<T, AuthError> {
     if let Err(error) = &outcome {
         let reason = match error {
             AuthError::Unauthorized(denial) => denial.as_str(),
+            AuthError::TooManyFailures => "too_many_failures",
             AuthError::Unavailable(_) => "unavailable",
         };
         metrics::counter!("fieldpost_authentication_failures_total", "reason" => reason)

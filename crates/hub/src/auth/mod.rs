@@ -2,7 +2,9 @@
 //! worth.
 
 mod access;
+mod access_from;
 pub(crate) mod certificate;
+mod guesses;
 mod scope;
 mod token;
 
@@ -12,6 +14,7 @@ use fieldpost_model::{AuthStamp, Identity, PartitionId, Timestamp};
 use fieldpost_store::StoreError;
 
 pub use access::{Access, CbsGrant, PlainLogin};
+pub use access_from::AccessFrom;
 pub use certificate::ClientCertificate;
 pub use token::{MalformedSas, SasToken, TOKEN_BYTES_MAX, parse_sas};
 
@@ -76,6 +79,9 @@ pub enum AuthError {
     /// The credential is not good. Clients are told no more than that.
     #[error("unauthorised: {}", .0.as_str())]
     Unauthorized(Denial),
+    /// He has failed so often lately that he is not looked at. The credential may be good.
+    #[error("too many failures of late")]
+    TooManyFailures,
     /// The hub cannot tell at the moment. Clients must be told so, because some give up for good
     /// when told that they are unauthorised.
     #[error("the identity registry does not answer")]

@@ -86,7 +86,7 @@ impl From<&AuthError> for Status {
     fn from(error: &AuthError) -> Self {
         match error {
             AuthError::Unauthorized(_) => Self::unauthorized(),
-            AuthError::Unavailable(_) => Self {
+            AuthError::TooManyFailures | AuthError::Unavailable(_) => Self {
                 code: 503,
                 description: BUSY.into(),
                 condition: Some(microsoft::SERVER_BUSY),

@@ -29,6 +29,7 @@ use super::telemetry::Telemetry;
 use super::{Node, OUTPUT_BYTES_MAX, Served, Session};
 use crate::dialect::amqp::address::DeviceNode;
 use crate::dialect::amqp::error;
+use crate::listen::limits::counted_address;
 
 /// Links of devices that one connection may have: some for each of a thousand.
 const DEVICE_LINKS_MAX: usize = 4096;
@@ -307,6 +308,7 @@ impl Session {
         self.devices.numbers.insert(identity.clone(), number);
         self.devices.members.insert(number, member);
         let hub = self.context.hub.clone();
+        let address = counted_address(self.context.peer.ip());
         let arrival = async move {
             let principal = match credential {
                 Credential::Own(principal) => principal,
@@ -314,7 +316,7 @@ impl Session {
                     hub.access().authorize_device(&grant, &identity).await?
                 }
                 Credential::Certificate(certificate) => {
-                    let access = hub.access();
+                    let access = hub.access().from(address);
                     access
                         .authenticate_certificate(&identity, hub.name(), &certificate)
                         .await?
@@ -476,7 +478,9 @@ impl Session {
                     self.devices.links -= 1;
                     let not_opened = match &error {
                         AuthError::Unauthorized(_) => NotOpened::unauthorized(),
-                        AuthError::Unavailable(_) => NotOpened::new("busy", error::busy()),
+                        AuthError::TooManyFailures | AuthError::Unavailable(_) => {
+                            NotOpened::new("busy", error::busy())
+                        }
                     };
                     self.refuse(link, &attach.name, not_opened, now);
                 }

@@ -22,6 +22,7 @@ use crate::context::Transport;
 use crate::dialect::amqp::address::{self, Address, PartitionAddress};
 use crate::dialect::amqp::receiver::ReceiverRequest;
 use crate::dialect::amqp::{error, redirect};
+use crate::listen::limits::counted_address;
 use crate::quiet::RepeatLimit;
 
 /// How long a refusal is kept back that a client answers by trying again at once. The Python Event
@@ -371,14 +372,16 @@ impl Session {
         match service {
             Service::Cbs => {
                 let hub = self.context.hub.clone();
-                let put = PutToken::check(hub, message.link, message.payload.clone());
+                let address = counted_address(self.context.peer.ip());
+                let put = PutToken::check(hub, address, message.link, message.payload.clone());
                 // Most are decided at once.
                 self.puts.push_back(put.boxed());
             }
             Service::Management => {
                 let wall = self.context.timer().now();
-                let hub = &self.context.hub;
-                let answered = requests::answer_question(hub, &self.grants, &request, wall);
+                let (hub, grants) = (&self.context.hub, &self.grants);
+                let address = counted_address(self.context.peer.ip());
+                let answered = requests::answer_question(hub, address, grants, &request, wall);
                 self.answer(message.link, service, answered);
             }
         }

@@ -13,6 +13,7 @@ mod deliveries;
 mod devices;
 mod grants;
 mod links;
+mod login;
 mod reader;
 mod ready;
 mod requests;
@@ -28,7 +29,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use fieldpost_amqp::sasl::{Plain, SaslCode, SaslInit, mechanism};
+use fieldpost_amqp::sasl::mechanism;
 use fieldpost_amqp::{Config, Connection, Error, Event, Fatal, LinkId, SessionId};
 use fieldpost_hub::auth::{AuthError, PlainLogin};
 use fieldpost_store::log::TailWatch;
@@ -595,66 +596,6 @@ impl Session {
             // Only the side that begins sessions, asks for links or drains gets these.
             Event::SessionBegun(_) | Event::Attached { .. } | Event::Drained(_) => {}
         }
-    }
-
-    // Logging in.
-
-    fn on_sasl_init(&mut self, init: &SaslInit) {
-        let name = init.mechanism.as_str();
-        let is_good = match name {
-            mechanism::MSSBCBS | mechanism::ANONYMOUS => true,
-            // What the certificate opens is asked when a link is attached.
-            mechanism::EXTERNAL => self.context.client_certificate.is_some(),
-            _ => false,
-        };
-        if is_good {
-            self.sasl_outcome(SaslCode::Ok);
-            return;
-        }
-        let plain = init
-            .initial_response
-            .as_deref()
-            .filter(|_| name == mechanism::PLAIN)
-            .and_then(Plain::parse);
-        let Some(plain) = plain else {
-            self.sasl_outcome(SaslCode::Auth);
-            return;
-        };
-        let hub = self.context.hub.clone();
-        let (authcid, password) = (plain.authcid.to_owned(), plain.password.to_owned());
-        self.login = Some(Box::pin(async move {
-            hub.access().verify_plain(&authcid, &password).await
-        }));
-    }
-
-    fn poll_login(&mut self, cx: &mut Context<'_>) {
-        let Some(login) = &mut self.login else { return };
-        let Poll::Ready(verified) = login.as_mut().poll(cx) else {
-            return;
-        };
-        self.login = None;
-        match verified {
-            Ok(PlainLogin::Policy(grant)) => {
-                self.grants.log_in(grant);
-                self.sasl_outcome(SaslCode::Ok);
-                self.granted(self.context.monotonic());
-            }
-            Ok(PlainLogin::Device(principal)) => {
-                self.grants.log_in_device(principal);
-                self.sasl_outcome(SaslCode::Ok);
-                self.granted(self.context.monotonic());
-            }
-            Err(AuthError::Unauthorized(denial)) => {
-                tracing::debug!(reason = denial.as_str(), "login refused");
-                self.sasl_outcome(SaslCode::Auth);
-            }
-            Err(AuthError::Unavailable(_)) => self.sasl_outcome(SaslCode::SysTemp),
-        }
-    }
-
-    fn sasl_outcome(&mut self, code: SaslCode) {
-        // It is only ever called while the engine waits for it.
-        let _ = self.engine.sasl_outcome(code);
     }
 
     // Readers' turns.

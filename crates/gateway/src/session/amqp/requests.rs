@@ -5,6 +5,7 @@
 //! is the request's `reply-to`.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
 
 use bytes::{Bytes, BytesMut};
 use fieldpost_amqp::message::Message;
@@ -139,14 +140,20 @@ pub(super) struct PutToken {
 
 impl PutToken {
     /// Checks the token of a request, which is a message.
-    pub(super) async fn check(hub: Hub, link: LinkId, request: Bytes) -> Self {
+    pub(super) async fn check(
+        hub: Hub,
+        address: Option<IpAddr>,
+        link: LinkId,
+        request: Bytes,
+    ) -> Self {
         let token = match Message::parse(&request) {
             Ok(message) => cbs::token(&message).map(|token| Secret::new(&*token)),
             Err(_) => Err(Status::bad_request("the request is not a message")),
         };
         let verified = match token {
             Ok(token) => {
-                let verified = hub.access().authenticate_cbs(token.expose()).await;
+                let access = hub.access().from(address);
+                let verified = access.authenticate_cbs(token.expose()).await;
                 verified.map_err(|error| Status::from(&error))
             }
             Err(status) => Err(status),
@@ -186,6 +193,7 @@ impl PutToken {
 /// Answers a question about the Event Hubs endpoint.
 pub(super) fn answer_question(
     hub: &Hub,
+    address: Option<IpAddr>,
     grants: &Grants,
     message: &Message<'_>,
     now: Timestamp,
@@ -193,7 +201,7 @@ pub(super) fn answer_question(
     let (correlation_id, reply_to) = cbs::correlation(message);
     let mut answer = BytesMut::new();
     let question = Question::of(message).and_then(|question| {
-        authorise(hub, grants, &question, now)?;
+        authorise(hub, address, grants, &question, now)?;
         Ok(question)
     });
     let status = match question {
@@ -238,6 +246,7 @@ pub(super) fn answer_question(
 /// Checks the rights to ask: those of the connection, or of the token that the question brings.
 fn authorise(
     hub: &Hub,
+    address: Option<IpAddr>,
     grants: &Grants,
     question: &Question<'_>,
     now: Timestamp,
@@ -248,7 +257,7 @@ fn authorise(
         return Ok(());
     }
     let token = question.security_token.ok_or_else(Status::unauthorized)?;
-    let verified = hub.access().verify_policy_token(token);
+    let verified = hub.access().from(address).verify_policy_token_now(token);
     let grant = verified.map_err(|error| Status::from(&error))?;
     if grant.allows(Rights::SERVICE_CONNECT, host, &path) {
         Ok(())

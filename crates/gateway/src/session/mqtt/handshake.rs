@@ -23,6 +23,7 @@ use crate::clock::{Alarm, within};
 use crate::context::ConnectionContext;
 use crate::dialect::mqtt::{EmptyValues, UserName};
 use crate::io::{Input, poll_read_scratch_up_to};
+use crate::listen::limits::counted_address;
 
 /// Time for the store to say who the client is and what it has subscribed to. SDKs wait at least
 /// 30 seconds for CONNACK, and it is better to be late than to refuse.
@@ -233,7 +234,10 @@ async fn authenticate(
     hello: &Hello,
     context: &ConnectionContext,
 ) -> Result<DevicePrincipal, Ending> {
-    let access = context.hub.access();
+    let access = context
+        .hub
+        .access()
+        .from(counted_address(context.peer.ip()));
     let (identity, host) = (&hello.identity, &hello.host);
     let authenticated = match (&hello.token, &context.client_certificate) {
         (Some(token), _) => {
@@ -250,6 +254,8 @@ async fn authenticate(
     };
     authenticated.map_err(|error| match error {
         AuthError::Unauthorized(denial) => Ending::Refused(Refused::Denied(denial.as_str())),
+        // Its token may be good.
+        AuthError::TooManyFailures => Ending::Refused(Refused::NotReady),
         AuthError::Unavailable(error) => not_ready(&error),
     })
 }

@@ -4,6 +4,7 @@ mod deliver;
 mod endings;
 mod model;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,8 +76,14 @@ impl Device {
 
     /// With a socket that holds so many bytes of either side.
     fn connect_within(hub: &TestHub, connect: &Connect<'_>, bytes: usize) -> Self {
+        Self::connect_from(hub, connect, bytes, SocketAddr::from(([127, 0, 0, 1], 1)))
+    }
+
+    /// The same from some address.
+    fn connect_from(hub: &TestHub, connect: &Connect<'_>, bytes: usize, peer: SocketAddr) -> Self {
         let (near, far) = duplex(bytes);
-        let (context, drain) = ConnectionContext::of_test(hub.hub.clone(), Transport::Tls);
+        let (mut context, drain) = ConnectionContext::of_test(hub.hub.clone(), Transport::Tls);
+        context.peer = peer;
         let now = hub.clock.monotonic();
         let options = ClientOptions {
             wildcards_in_topics: true,

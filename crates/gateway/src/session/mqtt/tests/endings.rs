@@ -237,3 +237,56 @@ async fn a_device_in_test_mode_can_ask_for_faults() {
     assert!(events.iter().all(|event| event.body == "boom"));
     assert_eq!(events.len(), 6);
 }
+
+#[tokio::test]
+async fn whoever_guesses_is_slowed_and_nobody_else() {
+    let fleet = Fleet::automatic().await;
+    let guess = Connect {
+        password: Some(b"SharedAccessSignature sr=localhost%2Fdevices%2Fdev1&sig=x&se=9999999999"),
+        ..fleet.hello()
+    };
+    let from = |address: &str| format!("{address}:1").parse().unwrap();
+    let connect = |connect: &Connect<'_>, address: &str| {
+        Device::connect_from(&fleet.hub, connect, 1 << 16, from(address))
+    };
+    for _ in 0..10 {
+        connect(&guess, "10.0.0.1").expect(UNAUTHORIZED).await;
+    }
+    // The tenth failure costs a quarter of a second.
+    let mut waits = connect(&guess, "10.0.0.1");
+    waits.flush().await;
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+    let mut byte = [0; 1];
+    assert!(waits.stream.read(&mut byte).now_or_never().is_none());
+    fleet.hub.clock.advance(Duration::from_millis(250));
+    waits.expect(UNAUTHORIZED).await;
+    // Somebody else is not slowed, nor is anybody on this machine.
+    connect(&fleet.hello(), "10.0.0.2")
+        .expect(NEW_SESSION)
+        .await;
+    for _ in 0..20 {
+        connect(&guess, "127.0.0.1").expect(UNAUTHORIZED).await;
+    }
+    // Guessed at faster than anybody is answered, it is not looked at, and not called wrong either.
+    let mut others: Vec<_> = (0..40).map(|_| connect(&guess, "10.0.0.1")).collect();
+    for other in &mut others {
+        other.flush().await;
+    }
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    connect(&fleet.hello(), "10.0.0.1").expect(NOT_READY).await;
+    // Whoever has the key gets in when it is quiet again.
+    drop(others);
+    for pause_s in [20, 700] {
+        fleet.hub.clock.advance(Duration::from_secs(pause_s));
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    }
+    connect(&fleet.hello(), "10.0.0.1")
+        .expect(OLD_SESSION)
+        .await;
+}
