@@ -129,6 +129,10 @@ static METRICS: &[Metric] = &[
         "Sign-ins refused, by reason.",
     ),
     counter(
+        "fieldpost_authentications_slowed_total",
+        "Sign-ins slowed after too many failures, by outcome: waited, or refused without a look.",
+    ),
+    counter(
         "fieldpost_evictions_total",
         "Sessions ended by the hub, by reason.",
     ),
