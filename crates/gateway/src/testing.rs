@@ -10,11 +10,14 @@ use fieldpost_hub::identity::{
     Authentication, AuthenticationSpec, DeviceSpec, ModuleSpec, Thumbprints,
 };
 use fieldpost_hub::secrets::{Keyring, Secret};
+use fieldpost_hub::settings::HubSettings;
+use fieldpost_hub::throttles::{Operation, ThrottlingSettings, Tier};
 use fieldpost_hub::{Hub, HubConfig, HubParts};
 use fieldpost_model::{DeviceId, Identity, PartitionId, Partitioning, StreamId, Timestamp};
 use fieldpost_record::RecordView;
 use fieldpost_store::log::{EventLog, ReadRequest};
 use fieldpost_store::memory::MemoryStore;
+use futures_util::FutureExt;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use ring::hmac;
 
@@ -55,6 +58,25 @@ impl TestHub {
     /// The same with a chance of the test's own.
     pub(crate) async fn automatic_with(chance: Arc<dyn Chance>) -> Self {
         Self::open_with(MemoryStore::automatic, chance).await
+    }
+
+    /// Gives the hub tier S1, and has as many devices connect as can wait for that.
+    pub(crate) async fn crowd_of_devices(&self) {
+        let settings = HubSettings {
+            throttling: ThrottlingSettings {
+                tier: Some(Tier::S1),
+                units: 1,
+            },
+            ..HubSettings::clone(&self.hub.settings().get())
+        };
+        self.hub.settings().apply(settings).await.expect("valid");
+        let turn = || {
+            self.hub
+                .throttles()
+                .pass(Operation::Connection)
+                .now_or_never()
+        };
+        while !matches!(turn(), Some(Err(_))) {}
     }
 
     /// A hub whose log commits only when the test steps `store.log`.

@@ -15,6 +15,7 @@ use crate::auth::Denial;
 use crate::clock::Timer;
 use crate::ingest::MessageRefused;
 use crate::presence::Owners;
+use crate::throttles::Throttled;
 
 const TYPE: &str = "AzIoTHub_FaultOperationType";
 const DELAY: &str = "AzIoTHub_FaultOperationDelayInSecs";
@@ -127,17 +128,22 @@ impl Faults {
 
     /// Why nothing is taken from a device at the moment, if so.
     pub(crate) fn refusal(&self, identity: &Identity) -> Option<MessageRefused> {
-        self.states_of(identity).find_map(|state| match state {
-            State::Throttled => Some(MessageRefused::Throttled),
-            State::OverQuota => Some(MessageRefused::QuotaExceeded),
-            State::Unauthorized => None,
-        })
+        let now = self.timer.monotonic();
+        self.states_of(identity)
+            .find_map(|(until, state)| match state {
+                State::Throttled => Some(MessageRefused::Throttled(Throttled {
+                    is_backlog_full: false,
+                    retry_after: until.saturating_sub(now),
+                })),
+                State::OverQuota => Some(MessageRefused::QuotaExceeded),
+                State::Unauthorized => None,
+            })
     }
 
     /// Why a device is not let in at the moment, if so.
     pub(crate) fn denial(&self, identity: &Identity) -> Option<Denial> {
         self.states_of(identity)
-            .any(|state| state == State::Unauthorized)
+            .any(|(_, state)| state == State::Unauthorized)
             .then_some(Denial::OnDemand)
     }
 
@@ -155,7 +161,7 @@ impl Faults {
         }
     }
 
-    fn states_of(&self, identity: &Identity) -> impl Iterator<Item = State> + use<> {
+    fn states_of(&self, identity: &Identity) -> impl Iterator<Item = (Duration, State)> + use<> {
         let now = self.timer.monotonic();
         let mut all = self.lock();
         let states = all.get_mut(identity).map(|states| {
@@ -166,8 +172,7 @@ impl Faults {
             all.remove(identity);
         }
         drop(all);
-        let states = states.unwrap_or_default().into_iter();
-        states.map(|(_, state)| state)
+        states.unwrap_or_default().into_iter()
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Identity, Vec<(Duration, State)>>> {

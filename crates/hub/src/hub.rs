@@ -19,8 +19,9 @@ use crate::policies::{LoadPoliciesError, Policies};
 use crate::presence::{Owners, Presence};
 use crate::probe::Probe;
 use crate::secrets::Keyring;
-use crate::settings::{ApplyError, HubSettings, InvalidSettings, Settings};
+use crate::settings::{ApplyError, Governed, HubSettings, InvalidSettings, Settings};
 use crate::subscriptions::Subscriptions;
+use crate::throttles::Throttles;
 
 /// What a hub is made of.
 pub struct HubParts {
@@ -102,6 +103,7 @@ struct Inner {
     subscriptions: Subscriptions,
     events: Events,
     settings: Settings,
+    throttles: Throttles,
     c2d: CloudToDevice,
     probe: Option<Arc<Probe>>,
 }
@@ -131,7 +133,14 @@ impl Hub {
             owners.clone(),
         );
         let receivers = Receivers::default();
-        let settings = Settings::open(&store, receivers.clone(), registry.clone(), config.seed)
+        let throttles = Throttles::open(&store, Arc::clone(&timer))
+            .await
+            .map_err(OpenError::Store)?;
+        let governed = Governed {
+            receivers: receivers.clone(),
+            throttles: throttles.clone(),
+        };
+        let settings = Settings::open(&store, governed, registry.clone(), config.seed)
             .await
             .map_err(|error| match error {
                 ApplyError::Invalid(invalid) => OpenError::Settings(invalid),
@@ -168,6 +177,7 @@ impl Hub {
                 held_bytes: config.device_bound_bytes,
                 trusts_clock: config.test_mode,
                 probe: probe.clone(),
+                throttles: throttles.clone(),
             },
         )
         .await
@@ -180,6 +190,7 @@ impl Hub {
                 &store,
                 Arc::clone(&timer),
                 config.in_flight_bytes,
+                throttles.clone(),
                 probe.clone(),
                 faults,
             ),
@@ -188,6 +199,7 @@ impl Hub {
             subscriptions: Subscriptions::new(&store),
             events: Events::new(&store, config.name.clone(), receivers),
             settings,
+            throttles,
             name: config.name,
             names,
             store,
@@ -258,6 +270,12 @@ impl Hub {
         &self.0.settings
     }
 
+    /// The limits of the tier that the hub plays, if it plays one.
+    #[must_use]
+    pub fn throttles(&self) -> &Throttles {
+        &self.0.throttles
+    }
+
     /// The hub's time.
     #[must_use]
     pub fn timer(&self) -> &Arc<dyn Timer> {
@@ -311,6 +329,7 @@ impl Hub {
         self.0.store.queues.close().await;
         self.0.store.log.close().await;
         self.0.ingest.close().await;
+        self.0.throttles.close().await;
         self.0.store.documents.close().await;
     }
 }

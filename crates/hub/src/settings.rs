@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::collections::SETTINGS;
 use crate::events::Receivers;
 use crate::identity::Registry;
+use crate::throttles::{Throttles, ThrottlingSettings, Tier};
 
 pub use cloud_to_device::{
     CloudToDeviceSetting, CloudToDeviceSettings, DeadLetterSettings, DeliveryCountMode,
@@ -41,6 +42,8 @@ pub struct HubSettings {
     pub partition_count: u16,
     /// Messages to devices, and the feedback about them.
     pub cloud_to_device: CloudToDeviceSettings,
+    /// The tier whose limits hold, if any shall.
+    pub throttling: ThrottlingSettings,
 }
 
 impl Default for HubSettings {
@@ -52,6 +55,7 @@ impl Default for HubSettings {
             at_bytes_max: AtBytesMax::HoldMessages,
             partition_count: 4,
             cloud_to_device: CloudToDeviceSettings::default(),
+            throttling: ThrottlingSettings::default(),
         }
     }
 }
@@ -114,6 +118,14 @@ pub enum InvalidSettings {
         /// The number that it is.
         fixed: u16,
     },
+    /// The tier has not so many units, or none are asked for.
+    #[error("tier {tier} has 1 to {} units, not {given}", tier.units_max())]
+    Units {
+        /// The tier.
+        tier: Tier,
+        /// The units given.
+        given: u32,
+    },
     /// A setting of cloud-to-device messages is out of its range.
     #[error("{}", OutOfRange(*setting, *given))]
     CloudToDevice {
@@ -143,6 +155,12 @@ pub enum ApplyError {
     Store(#[from] StoreError),
 }
 
+/// What follows the settings at once, besides the log.
+pub(crate) struct Governed {
+    pub(crate) receivers: Receivers,
+    pub(crate) throttles: Throttles,
+}
+
 /// The settings in force. Cloning is cheap.
 #[derive(Clone)]
 pub struct Settings(Arc<Inner>);
@@ -150,7 +168,7 @@ pub struct Settings(Arc<Inner>);
 struct Inner {
     documents: Arc<dyn Documents>,
     log: Arc<dyn EventLog>,
-    receivers: Receivers,
+    governed: Governed,
     registry: Registry,
     /// Guards the current settings; nothing else is taken while it is held.
     current: RwLock<Arc<HubSettings>>,
@@ -162,7 +180,7 @@ impl Settings {
     /// Loads the settings, or stores `seed` when there are none, and puts them into force.
     pub(crate) async fn open(
         store: &Store,
-        receivers: Receivers,
+        governed: Governed,
         registry: Registry,
         seed: HubSettings,
     ) -> Result<Self, ApplyError> {
@@ -186,7 +204,7 @@ impl Settings {
         let inner = Inner {
             documents: Arc::clone(&store.documents),
             log: Arc::clone(&store.log),
-            receivers,
+            governed,
             registry,
             current: RwLock::default(),
             changing: tokio::sync::Mutex::new(()),
@@ -233,7 +251,10 @@ impl Inner {
             bytes_max: settings.bytes_max,
             at_bytes_max: settings.at_bytes_max,
         });
-        self.receivers.set_groups(&settings.consumer_groups);
+        self.governed
+            .receivers
+            .set_groups(&settings.consumer_groups);
+        self.governed.throttles.set(settings.throttling);
         let settings = Arc::new(settings);
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&settings);
         settings
@@ -277,6 +298,15 @@ fn validated(mut settings: HubSettings, fixed: u16) -> Result<HubSettings, Inval
         .consumer_groups
         .insert(0, DEFAULT_CONSUMER_GROUP.to_owned());
     settings.cloud_to_device = cloud_to_device::validated(settings.cloud_to_device)?;
+    let ThrottlingSettings { tier, units: given } = settings.throttling;
+    match tier {
+        Some(tier) if !(1..=tier.units_max()).contains(&given) => {
+            return Err(InvalidSettings::Units { tier, given });
+        }
+        Some(_) => {}
+        // Without a tier they mean nothing.
+        None => settings.throttling = ThrottlingSettings::default(),
+    }
     Ok(settings)
 }
 
@@ -304,6 +334,14 @@ struct StoredSettings {
     at_bytes_max: StoredAtBytesMax,
     #[serde(default)]
     cloud_to_device: cloud_to_device::Stored,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    throttling: Option<StoredThrottling>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredThrottling {
+    tier: Tier,
+    units: u32,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -328,6 +366,10 @@ fn put(settings: &HubSettings, condition: Condition) -> Change {
             AtBytesMax::DropOldest => StoredAtBytesMax::DropOldest,
         },
         cloud_to_device: (&settings.cloud_to_device).into(),
+        throttling: settings.throttling.tier.map(|tier| StoredThrottling {
+            tier,
+            units: settings.throttling.units,
+        }),
     };
     Change {
         collection: SETTINGS,
@@ -360,6 +402,12 @@ fn decode(value: &[u8], fixed: u16) -> Result<HubSettings, ApplyError> {
         },
         partition_count: fixed,
         cloud_to_device: stored.cloud_to_device.into(),
+        throttling: stored
+            .throttling
+            .map_or_else(ThrottlingSettings::default, |stored| ThrottlingSettings {
+                tier: Some(stored.tier),
+                units: stored.units,
+            }),
     };
     Ok(validated(settings, fixed)?)
 }
@@ -387,6 +435,19 @@ mod tests {
         check(&|s| s.bytes_max = Some(0), Err(E::BytesMax));
         let other = E::PartitionCount { given: 8, fixed: 4 };
         check(&|s| s.partition_count = 8, Err(other));
+        let set = |tier, units| {
+            move |s: &mut HubSettings| {
+                s.throttling = ThrottlingSettings {
+                    tier: Some(tier),
+                    units,
+                };
+            }
+        };
+        check(&set(Tier::S1, 200), Ok(()));
+        let units = |tier, given| Err(E::Units { tier, given });
+        check(&set(Tier::S1, 201), units(Tier::S1, 201));
+        check(&set(Tier::F1, 2), units(Tier::F1, 2));
+        check(&set(Tier::S3, 0), units(Tier::S3, 0));
         let numbered = |count: usize| (0..count).map(|n| format!("group{n}")).collect();
         check(&|s| s.consumer_groups = numbered(19), Ok(()));
         let many = E::TooManyConsumerGroups { count: 21 };
@@ -444,6 +505,10 @@ mod tests {
                     max_delivery_count: 7,
                     ..CloudToDeviceSettings::default()
                 },
+                throttling: ThrottlingSettings {
+                    tier: Some(Tier::S2),
+                    units: 3,
+                },
             },
             8,
         )
@@ -459,5 +524,6 @@ mod tests {
         let settings = decode(older, 8).unwrap();
         assert_eq!(settings.retention_days, 2);
         assert_eq!(settings.cloud_to_device, CloudToDeviceSettings::default());
+        assert_eq!(settings.throttling, ThrottlingSettings::default());
     }
 }

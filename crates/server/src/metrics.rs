@@ -129,6 +129,18 @@ static METRICS: &[Metric] = &[
         "Sign-ins refused, by reason.",
     ),
     counter(
+        "fieldpost_throttle_delayed_total",
+        "Operations that had to wait for their turn among the tier's throttles, by operation.",
+    ),
+    counter(
+        "fieldpost_throttle_refused_total",
+        "Operations that were refused because too many waited for their turn, by operation.",
+    ),
+    counter(
+        "fieldpost_quota_refused_total",
+        "Messages that were refused because the tier's daily quota was used up.",
+    ),
+    counter(
         "fieldpost_authentications_slowed_total",
         "Sign-ins slowed after too many failures, by outcome: waited, or refused without a look.",
     ),

@@ -12,6 +12,7 @@ use fieldpost_hub::auth::{AuthError, ClientCertificate, Denial, DevicePrincipal,
 use fieldpost_hub::c2d::LockToken;
 use fieldpost_hub::identity::Precondition;
 use fieldpost_hub::policies::Rights;
+use fieldpost_hub::throttles::Operation;
 use fieldpost_model::{DeviceId, Identity, ModuleId};
 use http_body_util::BodyExt;
 use percent_encoding::percent_decode_str;
@@ -34,7 +35,7 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    /// Checks credential and API version of a request.
+    /// Checks credential and API version of a request. One to the registry counts against the hub's tier.
     pub(crate) async fn open(
         api: &Api,
         mut request: Request,
@@ -49,6 +50,9 @@ impl Call {
             return Err(Refusal::Unauthorized);
         }
         set_authenticated(&parts);
+        if rights == Rights::REGISTRY_READ || rights == Rights::REGISTRY_WRITE {
+            api.hub.throttles().admit(Operation::Identity)?;
+        }
         let call = Self { parts, path, body };
         if !call.parameter("api-version").is_some_and(is_api_version) {
             return Err(Refusal::ApiVersion);

@@ -7,6 +7,7 @@ use axum::extract::{Request, State};
 use axum::http::header::{HeaderName, HeaderValue};
 use axum::http::{Response, StatusCode};
 use fieldpost_hub::c2d::{Delivery, SettleError, Settlement};
+use fieldpost_hub::throttles::Operation;
 use fieldpost_model::{Ack, Timestamp};
 use fieldpost_record::{CommandView, RecordError};
 use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -29,6 +30,7 @@ pub(crate) async fn receive(
 ) -> Result<Response<Body>, Refusal> {
     // No body means anything here.
     let (call, _) = DeviceCall::open(&api, request).await?;
+    api.hub.throttles().admit(Operation::HttpReceive)?;
     let lock = lock_asked_for(&call);
     let c2d = api.hub.c2d();
     while let Some(delivery) = c2d.receive_one(&call.principal, lock).await? {

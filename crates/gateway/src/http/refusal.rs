@@ -1,6 +1,7 @@
 //! Refusals: what went wrong, and the one table that turns it into status, code and text.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::header::{self, HeaderName, HeaderValue};
@@ -8,6 +9,7 @@ use axum::http::{Response, StatusCode};
 use axum::response::IntoResponse;
 use fieldpost_hub::auth::AuthError;
 use fieldpost_hub::identity::{MODULES_MAX, RegistryError};
+use fieldpost_hub::throttles::Throttled;
 use fieldpost_model::{DeviceId, Timestamp};
 use fieldpost_store::StoreError;
 use serde::Serialize;
@@ -53,7 +55,7 @@ pub(crate) enum Refusal {
     /// The body did not come in time.
     BodyTimeout,
     /// More is asked than may be at the moment.
-    Throttled,
+    Throttled(Throttled),
     /// More came today than may come.
     QuotaExceeded,
     /// The store takes no writes, or does not answer.
@@ -63,7 +65,7 @@ pub(crate) enum Refusal {
 }
 
 /// Seconds after which a client may ask again.
-const RETRY_AFTER_S: u16 = 10;
+const RETRY_AFTER_S: u64 = 10;
 
 /// Says the code's name once more, where some SDKs compare it with the body.
 const ERROR_CODE: HeaderName = HeaderName::from_static("iothub-errorcode");
@@ -134,7 +136,12 @@ impl Refusal {
             Self::MessageLockLost => (S::PRECONDITION_FAILED, 412_002, "DeviceMessageLockLost"),
             Self::BodyTooLarge => (S::PAYLOAD_TOO_LARGE, 413_001, "MessageTooLarge"),
             Self::BodyTimeout => (S::BAD_REQUEST, 400_024, "RequestTimedOut"),
-            Self::Throttled => (S::TOO_MANY_REQUESTS, 429_001, "ThrottlingException"),
+            Self::Throttled(throttled) if throttled.is_backlog_full => (
+                S::TOO_MANY_REQUESTS,
+                429_002,
+                "ThrottleBacklogLimitExceeded",
+            ),
+            Self::Throttled(_) => (S::TOO_MANY_REQUESTS, 429_001, "ThrottlingException"),
             Self::QuotaExceeded => (S::FORBIDDEN, 403_002, "IotHubQuotaExceeded"),
             Self::Unavailable => (S::SERVICE_UNAVAILABLE, 503_001, "ServiceUnavailable"),
             Self::Internal => (S::INTERNAL_SERVER_ERROR, 500_001, "ServerError"),
@@ -168,7 +175,7 @@ impl Refusal {
             Self::MessageLockLost => "The message is not locked under this token".into(),
             Self::BodyTooLarge => "The request body is too large".into(),
             Self::BodyTimeout => "The request body did not come in time".into(),
-            Self::Throttled => "More is sent than may be; try again later".into(),
+            Self::Throttled(_) => "More is sent than may be; try again later".into(),
             Self::QuotaExceeded => "The quota of messages is used up for today".into(),
             Self::Unavailable => "The hub cannot answer at the moment; try again".into(),
             Self::Internal => "The hub failed; its log says more".into(),
@@ -193,6 +200,12 @@ impl From<StoreError> for Refusal {
     }
 }
 
+impl From<Throttled> for Refusal {
+    fn from(throttled: Throttled) -> Self {
+        Self::Throttled(throttled)
+    }
+}
+
 impl From<AuthError> for Refusal {
     fn from(error: AuthError) -> Self {
         match error {
@@ -200,7 +213,10 @@ impl From<AuthError> for Refusal {
                 debug!(reason = denial.as_str(), "request not authorised");
                 Self::Unauthorized
             }
-            AuthError::TooManyFailures => Self::Throttled,
+            AuthError::TooManyFailures => Self::Throttled(Throttled {
+                is_backlog_full: false,
+                retry_after: Duration::from_secs(RETRY_AFTER_S),
+            }),
             AuthError::Unavailable(error) => error.into(),
         }
     }
@@ -242,8 +258,14 @@ pub(crate) fn write(api: &Api, mut response: Response<Body>) -> Response<Body> {
     };
     let headers = response.headers_mut();
     headers.insert(ERROR_CODE, HeaderValue::from_static(name));
-    if matches!(refusal, Refusal::Unavailable | Refusal::Throttled) {
-        headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
+    let retry_after = match &refusal {
+        Refusal::Unavailable => Some(RETRY_AFTER_S),
+        // In whole seconds, after which it is worth it.
+        Refusal::Throttled(throttled) => Some(throttled.retry_after.as_secs() + 1),
+        _ => None,
+    };
+    if let Some(seconds) = retry_after {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     set_json(&mut response, &body);
     response

@@ -61,7 +61,7 @@ impl From<MessageRefused> for Refusal {
     fn from(refused: MessageRefused) -> Self {
         match refused {
             MessageRefused::TooLarge { .. } => Self::BodyTooLarge,
-            MessageRefused::Throttled => Self::Throttled,
+            MessageRefused::Throttled(throttled) => throttled.into(),
             MessageRefused::QuotaExceeded => Self::QuotaExceeded,
         }
     }

@@ -58,6 +58,7 @@ use crate::identity::Registry;
 use crate::presence::shard_of;
 use crate::probe::Probe;
 use crate::settings::Settings;
+use crate::throttles::{MessageLimit, Throttled, Throttles};
 use damage::ToldDamage;
 use expiry::Due;
 use feedback::FeedbackProgress;
@@ -130,6 +131,12 @@ pub enum SendRefused {
         /// Why.
         what: String,
     },
+    /// Services send more than the hub's tier lets through.
+    #[error(transparent)]
+    Throttled(Throttled),
+    /// As many messages were sent today as may be.
+    #[error("the quota of messages is used up")]
+    QuotaExceeded,
     /// The disk has no room for messages at present.
     #[error("the disk is nearly full; no messages are taken until there is room")]
     NoRoom,
@@ -148,6 +155,15 @@ impl From<StoreError> for SendRefused {
     }
 }
 
+impl From<MessageLimit> for SendRefused {
+    fn from(limit: MessageLimit) -> Self {
+        match limit {
+            MessageLimit::Throttled(throttled) => Self::Throttled(throttled),
+            MessageLimit::QuotaExceeded => Self::QuotaExceeded,
+        }
+    }
+}
+
 impl SendRefused {
     /// A short name for labels.
     #[must_use]
@@ -158,6 +174,8 @@ impl SendRefused {
             Self::TooLarge { .. } => "too_large",
             Self::InvalidExpiry => "invalid_expiry",
             Self::Undeliverable { .. } => "undeliverable",
+            Self::Throttled(_) => "throttled",
+            Self::QuotaExceeded => "quota",
             Self::NoRoom => "no_room",
             Self::Store(_) => "store",
         }
@@ -226,7 +244,6 @@ pub struct CloudToDeviceFigures {
 }
 
 /// What the hub's operator decides about messages to devices before it starts.
-#[derive(Debug)]
 pub(crate) struct CloudToDeviceConfig {
     /// Bytes of messages that are read ahead or in flight, of all queues together.
     pub(crate) held_bytes: usize,
@@ -234,6 +251,8 @@ pub(crate) struct CloudToDeviceConfig {
     pub(crate) trusts_clock: bool,
     /// Of a hub in test mode.
     pub(crate) probe: Option<Arc<Probe>>,
+    /// The limits of the hub's tier.
+    pub(crate) throttles: Throttles,
 }
 
 /// Messages to devices. Cloning is cheap.
@@ -258,6 +277,7 @@ struct Tasks {
 /// What owners and everybody else share.
 struct Shared {
     queues: Arc<dyn DeviceQueues>,
+    throttles: Throttles,
     settings: Settings,
     timer: Arc<dyn Timer>,
     chance: Arc<dyn Chance>,
@@ -330,6 +350,7 @@ impl CloudToDevice {
             settings,
             held: Arc::new(budget::Budget::new(config.held_bytes)),
             probe: config.probe,
+            throttles: config.throttles,
             wall: SteadyWall::new(Arc::clone(&timer), newest),
             timer,
             chance,

@@ -19,6 +19,7 @@ use super::names::{Named, QueueKey};
 use super::owner::Command;
 use super::{Accepted, Inner, SendRefused, Target};
 use crate::identity::{DeviceStatus, Registry};
+use crate::throttles::Operation;
 
 /// Messages of one sender that may be unanswered, and bytes of them.
 const UNANSWERED_MAX: usize = 1024;
@@ -38,7 +39,7 @@ pub struct Sender {
     inner: Arc<Inner>,
     origin: Arc<str>,
     inbox: Arc<Answers>,
-    /// Devices that are being looked up, in the order of their messages.
+    /// Devices that are being looked up, or whose messages wait for their turn, in the order of those.
     looking: FuturesOrdered<BoxFuture<'static, Looked>>,
     unanswered: usize,
     unanswered_bytes: usize,
@@ -68,6 +69,8 @@ pub(super) struct Owed {
     inner: Arc<Inner>,
     ticket: u64,
     bytes: usize,
+    /// What the message counts for in the daily quota.
+    charge: u64,
     is_answered: bool,
 }
 
@@ -118,6 +121,7 @@ impl Sender {
             inner: Arc::clone(&self.inner),
             ticket,
             bytes: size,
+            charge: 0,
             is_answered: false,
         };
         let now = self.inner.wall.read();
@@ -130,6 +134,15 @@ impl Sender {
                 return;
             }
         };
+        let throttles = &self.inner.throttles;
+        let turn = match throttles.message(Operation::CloudToDevice, std::iter::once(size)) {
+            Ok(turn) => turn,
+            Err(limit) => {
+                owed.answer(Err(limit.into()));
+                return;
+            }
+        };
+        owed.charge = turn.charge;
         let envelope = CommandEnvelope {
             enqueued,
             expires,
@@ -153,13 +166,21 @@ impl Sender {
         };
         // Nothing may overtake a message whose device is still looked up: it could be the same.
         match known {
-            Some(device) if self.looking.is_empty() && device.status == DeviceStatus::Enabled => {
+            Some(device)
+                if turn.at.is_none()
+                    && self.looking.is_empty()
+                    && device.status == DeviceStatus::Enabled =>
+            {
                 let key = QueueKey::of(target.identity, Arc::clone(&device.generation_id));
                 self.inner.enqueue_message(Named::new(key), ready);
             }
             _ => {
                 let registry = self.inner.registry.clone();
+                let sleep = turn.at.map(|at| self.inner.timer.sleep_until(at));
                 let look = async move {
+                    if let Some(sleep) = sleep {
+                        sleep.await;
+                    }
                     let found = find(&registry, target).await;
                     Looked { ready, found }
                 };
@@ -266,7 +287,10 @@ impl Owed {
         static ACCEPTED: LazyLock<Counter> = LazyLock::new(|| sent("accepted"));
         match &answer {
             Ok(_) => ACCEPTED.increment(1),
-            Err(refused) => sent(refused.as_str()).increment(1),
+            Err(refused) => {
+                self.inner.throttles.give_back(self.charge);
+                sent(refused.as_str()).increment(1);
+            }
         }
         let answered = Answered {
             ticket: self.ticket,

@@ -24,6 +24,7 @@ use crate::auth::DevicePrincipal;
 use crate::clock::Timer;
 use crate::faults::Faults;
 use crate::probe::Probe;
+use crate::throttles::{MessageLimit, Throttled, Throttles};
 use budget::{Budget, Turn};
 use warden::Orphan;
 
@@ -54,6 +55,7 @@ struct Warden {
 struct Inner {
     log: Arc<dyn EventLog>,
     timer: Arc<dyn Timer>,
+    throttles: Throttles,
     /// Of a hub in test mode.
     probe: Option<Arc<Probe>>,
     /// The same.
@@ -103,11 +105,20 @@ pub enum MessageRefused {
         max: usize,
     },
     /// Too many come; it goes on by itself.
-    #[error("the device sends faster than it may")]
-    Throttled,
+    #[error(transparent)]
+    Throttled(Throttled),
     /// As many came today as may come.
     #[error("the quota of messages is used up")]
     QuotaExceeded,
+}
+
+impl From<MessageLimit> for MessageRefused {
+    fn from(limit: MessageLimit) -> Self {
+        match limit {
+            MessageLimit::Throttled(throttled) => Self::Throttled(throttled),
+            MessageLimit::QuotaExceeded => Self::QuotaExceeded,
+        }
+    }
 }
 
 /// Why accepted messages will not become durable. None of those that were not yet reported durable
@@ -125,6 +136,7 @@ impl Ingest {
         store: &Store,
         timer: Arc<dyn Timer>,
         in_flight_bytes: usize,
+        throttles: Throttles,
         probe: Option<Arc<Probe>>,
         faults: Option<Arc<Faults>>,
     ) -> Self {
@@ -132,6 +144,7 @@ impl Ingest {
         let inner = Arc::new(Inner {
             log: Arc::clone(&store.log),
             timer,
+            throttles,
             probe,
             faults,
             budget: Budget::new(in_flight_bytes),

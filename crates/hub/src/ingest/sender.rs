@@ -18,6 +18,8 @@ use super::{
     Hold, IngestError, Inner, MessageRefused, READ_RESERVATION, WINDOW_BYTES, WINDOW_MESSAGES,
 };
 use crate::auth::DevicePrincipal;
+use crate::clock::Sleep;
+use crate::throttles::Operation;
 
 /// Accepts the messages of one identity on one connection, in order. Owned by one task.
 ///
@@ -48,6 +50,14 @@ pub struct Sender {
     turn: Option<Arc<Turn>>,
     is_reserved: bool,
     held_since: Option<Duration>,
+    /// The turn of what was accepted last, while it has to wait for that.
+    pace: Option<Box<Pace>>,
+}
+
+/// Somebody waits for the turn of his messages.
+struct Pace {
+    until: Duration,
+    sleep: Option<Sleep>,
 }
 
 /// One batch on its way.
@@ -79,6 +89,7 @@ impl Sender {
             turn: None,
             is_reserved: false,
             held_since: None,
+            pace: None,
             ingest,
         }
     }
@@ -91,13 +102,14 @@ impl Sender {
     /// Ready when one read may be made: the window has room and the byte budget has a turn for this
     /// sender. Stays ready until [`Sender::submit`] or [`Sender::unreserve`].
     ///
-    /// Pending while the store holds messages back; [`Sender::hold`] then says since when. Room in
-    /// the window comes from [`Sender::poll_durable`], so that one is polled as well.
+    /// Pending while the store holds messages back; [`Sender::hold`] then says since when. Pending also
+    /// while what was accepted before has yet to wait for its turn among the hub's throttles. Room in the
+    /// window comes from [`Sender::poll_durable`], so that one is polled as well.
     pub fn poll_reserve(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.is_reserved {
             return Poll::Ready(());
         }
-        if !self.refused.is_empty() || !self.has_room() {
+        if self.poll_turn(cx).is_pending() || !self.refused.is_empty() || !self.has_room() {
             return Poll::Pending;
         }
         if self.poll_budget(cx).is_ready() {
@@ -176,10 +188,16 @@ impl Sender {
                 max: D2C_MESSAGE_BYTES_MAX,
             });
         }
+        let faults = self.ingest.faults.as_ref();
+        if let Some(refused) = faults.and_then(|faults| faults.refusal(&self.identity)) {
+            return Err(refused);
+        }
+        let sizes = messages.iter().map(DeviceMessage::metered_size);
+        let throttles = &self.ingest.throttles;
+        if let Some(until) = throttles.message(Operation::DeviceToCloud, sizes)?.at {
+            self.pace = Some(Box::new(Pace { until, sleep: None }));
+        }
         if let Some(faults) = &self.ingest.faults {
-            if let Some(refused) = faults.refusal(&self.identity) {
-                return Err(refused);
-            }
             faults.look(&self.identity, messages);
         }
         if self.open.count() == 0 {
@@ -236,8 +254,8 @@ impl Sender {
         Ok(Some(number))
     }
 
-    /// Ready when more batches are durable than were last reported; gives the highest number. All
-    /// up to that may be acknowledged. Before the first batch it leaves no waker behind, so that it is
+    /// Ready when more batches are durable than were last reported, and it is their turn; gives the
+    /// highest number. All up to that may be acknowledged. Before the first batch it leaves no waker behind, so that it is
     /// to be called again after that.
     ///
     /// # Errors
@@ -246,6 +264,7 @@ impl Sender {
         if let Some(probe) = &self.ingest.probe {
             ready!(probe.poll_released(&self.identity, cx));
         }
+        ready!(self.poll_turn(cx));
         if !self.refused.is_empty()
             && let Err(error) = self.try_again(cx)
         {
@@ -286,6 +305,16 @@ impl Sender {
         }
         self.held_since
             .map_or(Hold::None, |since| Hold::Held { since })
+    }
+
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(Pace { until, sleep }) = self.pace.as_deref_mut() else {
+            return Poll::Ready(());
+        };
+        let sleep = sleep.get_or_insert_with(|| self.ingest.timer.sleep_until(*until));
+        ready!(sleep.as_mut().poll(cx));
+        self.pace = None;
+        Poll::Ready(())
     }
 
     fn poll_budget(&mut self, cx: &Context<'_>) -> Poll<()> {

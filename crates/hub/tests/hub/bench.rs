@@ -96,6 +96,13 @@ impl Bench {
         principal_of(&device)
     }
 
+    /// A device of this bench at another hub on the same store.
+    pub(crate) async fn authenticated(&self, hub: &Hub, id: &str) -> DevicePrincipal {
+        let id = DeviceId::new(id).unwrap();
+        let device = hub.registry().get(&id).await.unwrap().unwrap();
+        principal_of(&device)
+    }
+
     /// What a client sends that knows the device's first key.
     pub(crate) async fn authenticate(
         &self,

@@ -22,5 +22,6 @@ mod registry;
 mod sending;
 mod settings;
 mod subscriptions;
+mod throttles;
 mod traces;
 mod watched;

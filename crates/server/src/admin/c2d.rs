@@ -404,6 +404,12 @@ fn not_requeued(error: &RequeueError, number: u64) -> Problem {
         RequeueError::Refused(SendRefused::InvalidExpiry | SendRefused::Undeliverable { .. }) => {
             (StatusCode::BAD_REQUEST, "ArgumentInvalid")
         }
+        RequeueError::Refused(SendRefused::Throttled(_)) => {
+            (StatusCode::TOO_MANY_REQUESTS, "ThrottlingException")
+        }
+        RequeueError::Refused(SendRefused::QuotaExceeded) => {
+            (StatusCode::FORBIDDEN, "IotHubQuotaExceeded")
+        }
         RequeueError::Refused(SendRefused::NoRoom) => {
             (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable")
         }

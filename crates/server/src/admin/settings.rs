@@ -5,6 +5,7 @@ use axum::extract::State;
 use fieldpost_hub::settings::{
     ApplyError, CloudToDeviceSettings, DeliveryCountMode, FeedbackSettings, HubSettings,
 };
+use fieldpost_hub::throttles::{ThrottlingSettings, Tier};
 use fieldpost_store::log::AtBytesMax;
 use serde_json::{Value, json};
 
@@ -22,6 +23,14 @@ const AT_BYTES_MAX: [(&str, AtBytesMax); 2] = [
 const COUNT_MODES: [(&str, DeliveryCountMode); 2] = [
     ("abandon", DeliveryCountMode::Abandon),
     ("everyLock", DeliveryCountMode::EveryLock),
+];
+
+const TIERS: [(&str, Option<Tier>); 5] = [
+    ("none", None),
+    ("F1", Some(Tier::F1)),
+    ("S1", Some(Tier::S1)),
+    ("S2", Some(Tier::S2)),
+    ("S3", Some(Tier::S3)),
 ];
 
 /// The settings as they stand.
@@ -70,6 +79,12 @@ fn change(settings: &mut HubSettings, document: &Value) -> Result<(), Problem> {
     }
     if let Some(given) = properties.object("cloudToDevice")? {
         change_cloud_to_device(&mut settings.cloud_to_device, given)?;
+    }
+    if let Some(mut given) = properties.object("throttling")? {
+        let throttling = &mut settings.throttling;
+        set(&mut throttling.tier, given.choice("tier", &TIERS)?);
+        set(&mut throttling.units, given.number("units")?);
+        given.end()?;
     }
     properties.end()
 }
@@ -184,6 +199,7 @@ fn document(parts: &AdminParts, settings: &HubSettings) -> Value {
                 },
             },
             "cloudToDevice": cloud_to_device(&settings.cloud_to_device),
+            "throttling": throttling(settings.throttling),
         },
     })
 }
@@ -217,6 +233,13 @@ fn cloud_to_device(settings: &CloudToDeviceSettings) -> Value {
             "maxMessages": history.messages_max,
             "maxBytes": history.bytes_max,
         },
+    })
+}
+
+fn throttling(settings: ThrottlingSettings) -> Value {
+    json!({
+        "tier": name_in(&TIERS, settings.tier),
+        "units": settings.units,
     })
 }
 
@@ -307,6 +330,14 @@ mod tests {
             let document = to_device(cloud_to_device(&settings));
             assert_eq!(changed(document).unwrap().cloud_to_device, settings);
         }
+        let tier = ThrottlingSettings {
+            tier: Some(Tier::S2),
+            units: 3,
+        };
+        for settings in [tier, ThrottlingSettings::default()] {
+            let document = json!({"properties": {"throttling": throttling(settings)}});
+            assert_eq!(changed(document).unwrap().throttling, settings);
+        }
         // The shape of Azure's resource, with its own members alone.
         let defaults = cloud_to_device(&CloudToDeviceSettings::default());
         assert_eq!(defaults["maxDeliveryCount"], 10);
@@ -372,6 +403,10 @@ mod tests {
         check(
             events(json!({"atRetentionBytesMax": "x"})),
             "`x` is none of hold, dropOldest",
+        );
+        check(
+            json!({"properties": {"throttling": {"tier": "B1"}}}),
+            "properties.throttling.tier: `B1` is none of none, F1, S1, S2, S3",
         );
         check(json!({"eventHubEndpoints": {}}), "properties");
         check(json!([]), "the document: expected an object, found []");

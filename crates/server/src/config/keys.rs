@@ -119,7 +119,7 @@ static GENERAL: [Key; 4] = [
     },
 ];
 
-static REST: [Key; 32] = [
+static REST: [Key; 34] = [
     Key {
         path: "tls.certificate",
         kind: Kind::Path,
@@ -341,6 +341,18 @@ static REST: [Key; 32] = [
         },
         default: r#""256 MiB""#,
         about: "Bytes of their records.",
+    },
+    Key {
+        path: "hub.throttling.tier",
+        kind: Kind::Choice(&["none", "F1", "S1", "S2", "S3"]),
+        default: r#""none""#,
+        about: "The tier of Azure IoT Hub whose throttles and daily quota hold; none: no limits. Only for the first start.",
+    },
+    Key {
+        path: "hub.throttling.units",
+        kind: Kind::Integer { min: 1, max: 200 },
+        default: "1",
+        about: "Units of that tier; F1 has one, S3 at most 10. Only for the first start.",
     },
     Key {
         path: "run.test_mode",

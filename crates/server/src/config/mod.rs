@@ -17,6 +17,7 @@ use fieldpost_hub::settings::{
     CloudToDeviceSetting, CloudToDeviceSettings, DeadLetterSettings, DeliveryCountMode,
     FeedbackSettings, HistorySettings, HubSettings, InvalidSettings,
 };
+use fieldpost_hub::throttles::{ThrottlingSettings, Tier};
 use fieldpost_store::log::AtBytesMax;
 
 pub(crate) use load::{ConfigError, ConfigErrors, Settings, Sources};
@@ -389,6 +390,16 @@ impl Reader<'_> {
             },
             consumer_groups: self.texts("hub.consumer_groups").to_vec(),
             cloud_to_device: self.cloud_to_device(),
+            throttling: ThrottlingSettings {
+                tier: match self.text("hub.throttling.tier") {
+                    "F1" => Some(Tier::F1),
+                    "S1" => Some(Tier::S1),
+                    "S2" => Some(Tier::S2),
+                    "S3" => Some(Tier::S3),
+                    _ => None,
+                },
+                units: self.number("hub.throttling.units"),
+            },
         };
         if let Err(error) = seed.check() {
             self.refuse(seed_key(&error), &error.to_string());
@@ -508,6 +519,7 @@ fn seed_key(error: &InvalidSettings) -> &'static str {
         InvalidSettings::TooManyConsumerGroups { .. }
         | InvalidSettings::ConsumerGroupName { .. }
         | InvalidSettings::ConsumerGroupTwice { .. } => "hub.consumer_groups",
+        InvalidSettings::Units { .. } => "hub.throttling.units",
         InvalidSettings::CloudToDevice { setting, .. } => match setting {
             C2d::MaxDeliveryCount => "hub.cloud_to_device.max_delivery_count",
             C2d::DefaultTtl => "hub.cloud_to_device.default_ttl",
@@ -584,6 +596,10 @@ mod tests {
             let error = config(assignments).unwrap_err();
             assert!(error.contains(expected), "{assignments:?}: {error}");
         };
+        check(
+            &["hub.throttling.tier=F1", "hub.throttling.units=2"],
+            "`hub.throttling.units`: tier F1 has 1 to 1 units, not 2",
+        );
         check(
             &["tls.certificate=a.pem"],
             "`tls.private_key`: must be set together",

@@ -18,6 +18,7 @@ pub(super) mod microsoft {
     pub(in super::super) const ARGUMENT_OUT_OF_RANGE: &str = "com.microsoft:argument-out-of-range";
     pub(in super::super) const MESSAGE_LOCK_LOST: &str = "com.microsoft:message-lock-lost";
     pub(in super::super) const THROTTLED: &str = "com.microsoft:device-container-throttled";
+    pub(in super::super) const QUOTA_EXCEEDED: &str = "com.microsoft:quota-exceeded";
     pub(in super::super) const SERVER_BUSY: &str = "com.microsoft:server-busy";
 }
 

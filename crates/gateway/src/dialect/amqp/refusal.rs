@@ -9,6 +9,7 @@ use std::fmt;
 use fieldpost_amqp::{Error, Map, condition};
 use fieldpost_hub::c2d::{SendRefused, SettleError};
 use fieldpost_hub::ingest::MessageRefused;
+use fieldpost_hub::throttles::Throttled;
 use fieldpost_store::StoreError;
 
 use super::command::InvalidCommand;
@@ -46,6 +47,8 @@ pub(crate) fn send_refused(refused: &SendRefused, id: TrackingId) -> Error {
             (microsoft::ARGUMENT_OUT_OF_RANGE, "InvalidMessageExpiryTime")
         }
         SendRefused::Undeliverable { .. } => (microsoft::ARGUMENT_ERROR, "ArgumentInvalid"),
+        SendRefused::Throttled(throttled) => (microsoft::THROTTLED, throttle_code(*throttled)),
+        SendRefused::QuotaExceeded => (microsoft::QUOTA_EXCEEDED, "IotHubQuotaExceeded"),
         SendRefused::NoRoom => (microsoft::SERVER_BUSY, "ServerBusy"),
         SendRefused::Store(error) => return store_failed(error, id),
     };
@@ -85,12 +88,28 @@ pub(crate) fn invalid_telemetry(invalid: &InvalidTelemetry, id: TrackingId) -> E
 pub(crate) fn telemetry_refused(refused: &MessageRefused, id: TrackingId) -> Error {
     let (condition, code) = match refused {
         MessageRefused::TooLarge { .. } => (condition::MESSAGE_SIZE_EXCEEDED, "MessageTooLarge"),
-        MessageRefused::Throttled => (microsoft::THROTTLED, "ThrottlingException"),
+        MessageRefused::Throttled(throttled) => (microsoft::THROTTLED, throttle_code(*throttled)),
         MessageRefused::QuotaExceeded => {
             (condition::RESOURCE_LIMIT_EXCEEDED, "IotHubQuotaExceeded")
         }
     };
     refused_with(condition, code, refused, id)
+}
+
+/// A device is one too many.
+pub(crate) fn throttled(throttled: Throttled) -> Error {
+    Error::new(
+        microsoft::THROTTLED,
+        format!("{}: {throttled}", throttle_code(throttled)),
+    )
+}
+
+fn throttle_code(throttled: Throttled) -> &'static str {
+    if throttled.is_backlog_full {
+        "ThrottleBacklogLimitExceeded"
+    } else {
+        "ThrottlingException"
+    }
 }
 
 /// A delivery could not be settled as its receiver wanted.
@@ -140,6 +159,8 @@ fn refused_with(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use fieldpost_amqp::{DecodeError, Symbol, Value};
 
     use super::*;
@@ -210,6 +231,27 @@ mod tests {
             "amqp:internal-error",
             "ServerError",
         );
+        for (is_backlog_full, code) in [
+            (true, "ThrottleBacklogLimitExceeded"),
+            (false, "ThrottlingException"),
+        ] {
+            let throttled = Throttled {
+                is_backlog_full,
+                retry_after: Duration::from_secs(1),
+            };
+            let condition = "com.microsoft:device-container-throttled";
+            sent(SendRefused::Throttled(throttled), condition, code);
+            let refused = MessageRefused::Throttled(throttled);
+            check(telemetry_refused(&refused, ID), condition, code);
+        }
+        let code = "IotHubQuotaExceeded";
+        sent(
+            SendRefused::QuotaExceeded,
+            "com.microsoft:quota-exceeded",
+            code,
+        );
+        let refused = telemetry_refused(&MessageRefused::QuotaExceeded, ID);
+        check(refused, "amqp:resource-limit-exceeded", code);
         let undeliverable = SendRefused::Undeliverable {
             what: "a control character".to_owned(),
         };

@@ -15,6 +15,7 @@ use fieldpost_amqp::{Error, LinkId, LinkReply, Message, Outcome, SessionId};
 use fieldpost_hub::auth::{AuthError, DevicePrincipal};
 use fieldpost_hub::faults::Fault;
 use fieldpost_hub::presence;
+use fieldpost_hub::throttles::{Operation, Throttled};
 use fieldpost_model::{Identity, Timestamp};
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
@@ -28,7 +29,7 @@ use super::requests::Service;
 use super::telemetry::Telemetry;
 use super::{Node, OUTPUT_BYTES_MAX, Served, Session};
 use crate::dialect::amqp::address::DeviceNode;
-use crate::dialect::amqp::error;
+use crate::dialect::amqp::{error, refusal};
 use crate::listen::limits::counted_address;
 
 /// Links of devices that one connection may have: some for each of a thousand.
@@ -71,8 +72,26 @@ enum Standing {
 /// What an attempt of a device to take its place came to.
 type Arrival = (
     Number,
-    Result<(DevicePrincipal, presence::Session), AuthError>,
+    Result<(DevicePrincipal, presence::Session), NotArrived>,
 );
+
+/// Why a device does not get its place.
+enum NotArrived {
+    Denied(AuthError),
+    Throttled(Throttled),
+}
+
+impl From<AuthError> for NotArrived {
+    fn from(error: AuthError) -> Self {
+        Self::Denied(error)
+    }
+}
+
+impl From<Throttled> for NotArrived {
+    fn from(throttled: Throttled) -> Self {
+        Self::Throttled(throttled)
+    }
+}
 
 /// The devices of a connection.
 #[derive(Default)]
@@ -322,6 +341,7 @@ impl Session {
                         .await?
                 }
             };
+            hub.throttles().pass(Operation::Connection).await?;
             let generation = Arc::clone(&principal.generation_id);
             let connected = hub
                 .presence()
@@ -438,7 +458,7 @@ impl Session {
     fn on_arrival(
         &mut self,
         number: Number,
-        arrived: Result<(DevicePrincipal, presence::Session), AuthError>,
+        arrived: Result<(DevicePrincipal, presence::Session), NotArrived>,
         now: Duration,
     ) {
         let Some(member) = self.devices.members.get_mut(&number) else {
@@ -477,9 +497,12 @@ impl Session {
                 for (link, attach, _) in waiting {
                     self.devices.links -= 1;
                     let not_opened = match &error {
-                        AuthError::Unauthorized(_) => NotOpened::unauthorized(),
-                        AuthError::TooManyFailures | AuthError::Unavailable(_) => {
-                            NotOpened::new("busy", error::busy())
+                        NotArrived::Denied(AuthError::Unauthorized(_)) => NotOpened::unauthorized(),
+                        NotArrived::Denied(
+                            AuthError::TooManyFailures | AuthError::Unavailable(_),
+                        ) => NotOpened::new("busy", error::busy()),
+                        NotArrived::Throttled(throttled) => {
+                            NotOpened::new("throttled", refusal::throttled(*throttled))
                         }
                     };
                     self.refuse(link, &attach.name, not_opened, now);

@@ -63,6 +63,8 @@ pub(super) enum Refused {
     NoPassword,
     #[error("not authorised: {0}")]
     Denied(&'static str),
+    #[error("more devices connect than may")]
+    Throttled,
     #[error("the hub is not ready")]
     NotReady,
 }
@@ -101,6 +103,7 @@ impl Ending {
             Self::Disconnected | Self::Closed | Self::Broken(_) | Self::Drained => return None,
             Self::Silent(_) => "silent",
             Self::Refused(Refused::NotReady) => "not_ready",
+            Self::Refused(Refused::Throttled) => "throttled",
             Self::Refused(_) => "unauthorized",
             Self::Violation(_) => "protocol",
             Self::ForeignWill | Self::ForeignTopic => "foreign_topic",

@@ -10,6 +10,7 @@ use fieldpost_hub::ingest::Hold;
 use fieldpost_hub::presence::{Eviction, Session};
 use fieldpost_hub::secrets::Secret;
 use fieldpost_hub::subscriptions::{Features, Subscriptions};
+use fieldpost_hub::throttles::Operation;
 use fieldpost_model::Identity;
 use fieldpost_mqtt::{Connect, Refusal, ServerConnection, ServerEvent};
 use fieldpost_store::StoreError;
@@ -88,7 +89,7 @@ where
             if let Ending::Refused(refused) = &ending {
                 engine.refuse(match refused {
                     // Python devices give up for good after 4 and 5: never for what will pass.
-                    Refused::NotReady => Refusal::ServerUnavailable,
+                    Refused::NotReady | Refused::Throttled => Refusal::ServerUnavailable,
                     // One answer for all of these, so that nobody learns which ids exist.
                     Refused::Name | Refused::NoPassword | Refused::Denied(_) => {
                         Refusal::NotAuthorized
@@ -197,6 +198,8 @@ async fn decide(hello: Hello, context: &ConnectionContext) -> Result<(Opened, bo
     }
     let principal = authenticate(&hello, context).await?;
     let will = hello.will?;
+    let turn = hub.throttles().pass(Operation::Connection).await;
+    turn.map_err(|_| Ending::Refused(Refused::Throttled))?;
     // From here on an older connection of the same identity is gone.
     let mut session = hub
         .presence()

@@ -40,7 +40,7 @@ pub(super) fn publish_to_hub<'a>(
             match sender.accept(&message) {
                 Ok(()) => Ok(Published::Accepted),
                 // There is no negative PUBACK.
-                Err(refused @ (MessageRefused::Throttled | MessageRefused::QuotaExceeded)) => {
+                Err(refused @ (MessageRefused::Throttled(_) | MessageRefused::QuotaExceeded)) => {
                     Err(Ending::NotTaken(refused))
                 }
                 Err(MessageRefused::TooLarge { size, max }) => {

@@ -667,6 +667,24 @@ async fn a_read_only_store_is_no_reason_to_give_up_for_good() {
 }
 
 #[tokio::test]
+async fn a_device_that_is_one_too_many_gets_code_3_and_later_waits_for_its_turn() {
+    let fleet = Fleet::automatic().await;
+    fleet.hub.crowd_of_devices().await;
+    let mut device = Device::connect(&fleet.hub, &fleet.hello());
+    device.expect(NOT_READY).await;
+    device.expect(Seen::Closed).await;
+    device.ended().await;
+    fleet.hub.clock.advance(Duration::from_secs(1));
+    let mut device = Device::connect(&fleet.hub, &fleet.hello());
+    device.flush().await;
+    for _ in 0..50 {
+        tokio::task::yield_now().await;
+    }
+    fleet.hub.clock.advance(Duration::from_secs(10));
+    device.expect(NEW_SESSION).await;
+}
+
+#[tokio::test]
 async fn a_drain_waits_for_what_is_on_its_way() {
     let fleet = Fleet::stepped().await;
     let mut device = fleet.connected().await;

@@ -1,5 +1,7 @@
 //! Devices: many on one connection, each with its own rights, its own messages and its own end.
 
+mod throttled;
+
 use fieldpost_amqp::Delivery;
 use fieldpost_amqp::message::{Message, Properties};
 use fieldpost_amqp::message::{put_data, put_map, put_properties, section};
