@@ -373,8 +373,8 @@ mod tests {
             "did you mean `properties.cloudToDevice`?",
         );
         check(
-            json!({"properties": {"routing": {}}}),
-            "no setting `properties.routing`; there are",
+            json!({"properties": {"ipFilterRules": {}}}),
+            "no setting `properties.ipFilterRules`; there are",
         );
         check(
             to_device(json!({"defaultTtlAsIso8601": "1h"})),
