@@ -20,7 +20,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::task::block_in_place;
 
-use super::generator::{Content, Fleet, Load, Login, Pace, Target, push_length};
+use super::generator::{Content, Fleet, Load, Login, MqttLogin, Pace, Target, push_length};
 use crate::process::cpu_time;
 use crate::registration::{KEY, import};
 
@@ -132,25 +132,48 @@ impl Hub {
         }
     }
 
-    /// The TLS listener. Every connection makes a whole handshake, none resumes.
+    /// The listener of MQTT over TLS. Every connection makes a whole handshake, none resumes.
     pub(crate) fn tls(&self) -> Result<Target> {
+        self.over_tls(8883)
+    }
+
+    /// The listener of AMQP, which there is over TLS alone for devices.
+    pub(crate) fn amqps(&self) -> Result<Target> {
+        self.over_tls(5671)
+    }
+
+    pub(crate) fn https(&self) -> Result<Target> {
+        self.over_tls(443)
+    }
+
+    fn over_tls(&self, port: u16) -> Result<Target> {
         let Trust::Tls(config) = self.process.trust()? else {
             anyhow::bail!("no TLS");
         };
         Ok(Target {
-            address: self.process.at(8883),
+            address: self.process.at(port),
             tls: Some(without_resumption(config)),
         })
     }
 
-    /// What `devices` devices say of themselves: tokens of their own, and what they subscribe to if they do.
-    pub(crate) fn logins(&self, devices: usize, subscribing: bool) -> Result<Vec<Arc<Login>>> {
-        let host = self.process.at(0).ip().to_string();
+    /// The name under which clients know it.
+    pub(crate) fn host(&self) -> String {
+        self.process.at(0).ip().to_string()
+    }
+
+    /// A device's token, good for a day.
+    pub(crate) fn token(&self, device: &str) -> String {
+        let resource = format!("{}/devices/{device}", self.host());
         let expiry = now().saturating_add(Duration::from_secs(24 * 3600));
+        sign(&resource, KEY, KeyRule::Decoded, None, expiry)
+    }
+
+    /// What `devices` devices say of themselves: tokens of their own, and what they subscribe to if they do.
+    pub(crate) fn logins(&self, devices: usize, subscribing: bool) -> Result<Vec<Login>> {
+        let host = self.host();
         let login = |number| -> Result<_> {
             let device = name(number);
-            let resource = format!("{host}/devices/{device}");
-            let password = sign(&resource, KEY, KeyRule::Decoded, None, expiry);
+            let password = self.token(&device);
             let user_name = format!("{host}/{device}/?api-version=2021-04-12");
             let connect = Connect {
                 client_id: &device,
@@ -175,11 +198,11 @@ impl Hub {
                 packet.push(1);
                 packet
             });
-            Ok(Arc::new(Login {
+            Ok(Login::Mqtt(Arc::new(MqttLogin {
                 connect: engine.take_output().to_vec(),
                 topic: text(&format!("devices/{device}/messages/events/"))?,
                 subscribe,
-            }))
+            })))
         };
         (0..devices).map(login).collect()
     }
@@ -263,12 +286,22 @@ impl Null {
 
     /// Starts one that speaks TLS, with a certificate like a hub's, and says how to reach it.
     pub(crate) async fn start_tls(folder: &Path) -> Result<(Self, Target)> {
+        Self::start_identified(folder, &[]).await
+    }
+
+    /// The same for HTTPS.
+    pub(crate) async fn start_https(folder: &Path) -> Result<(Self, Target)> {
+        Self::start_identified(folder, &["--http"]).await
+    }
+
+    async fn start_identified(folder: &Path, arguments: &[&str]) -> Result<(Self, Target)> {
         let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()])?;
         let identity = folder.join("null.pem");
         let pem = made.cert.pem() + &made.signing_key.serialize_pem();
         std::fs::write(&identity, pem)?;
         let identity = identity.to_str().context("the folder's name is text")?;
-        let null = Self::start_with(&["--identity", identity]).await?;
+        let identity = ["--identity", identity];
+        let null = Self::start_with(&[&identity, arguments].concat()).await?;
         let Trust::Tls(config) = Trust::in_pem(&made.cert.pem())? else {
             anyhow::bail!("no TLS");
         };
@@ -315,7 +348,8 @@ fn without_resumption(config: Arc<ClientConfig>) -> Arc<ClientConfig> {
     Arc::new(config)
 }
 
-fn name(number: usize) -> String {
+/// The name of a device.
+pub(crate) fn name(number: usize) -> String {
     format!("device-{number}")
 }
 

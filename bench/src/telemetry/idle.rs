@@ -1,6 +1,5 @@
 //! Connections that do nothing but wait for messages, and how fast they come.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -90,7 +89,7 @@ async fn measure(
     arguments: &Arguments,
     target: &Target,
     pid: u32,
-    logins: &[Arc<Login>],
+    logins: &[Login],
 ) -> Result<Figures> {
     tokio::time::sleep(SETTLED).await;
     let (memory, cpu) = (resident_bytes(pid)?, cpu_time(pid)?);

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::say;
 
@@ -57,7 +57,7 @@ pub(crate) struct Arguments {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Output {
+pub(crate) enum Output {
     Text,
     /// One object with a member for each row.
     Json,
@@ -131,17 +131,32 @@ impl Arguments {
 }
 
 /// Rows as they come: text at once, or everything as JSON at the end.
-struct Report {
+pub(crate) struct Report {
     output: Output,
     rows: Map<String, Value>,
 }
 
 impl Report {
-    fn row(&mut self, name: &str, text: &str, figures: Value) {
+    pub(crate) fn new(output: Output) -> Self {
+        Self {
+            output,
+            rows: Map::new(),
+        }
+    }
+
+    /// A row's name, what it says to people, and what it says to programs.
+    pub(crate) fn row(&mut self, name: &str, text: &str, figures: Value) {
         if self.output == Output::Text {
             say(text);
         }
         self.rows.insert(name.to_owned(), figures);
+    }
+
+    /// Prints what was not printed yet.
+    pub(crate) fn finish(self) {
+        if self.output == Output::Json {
+            say(&Value::Object(self.rows).to_string());
+        }
     }
 }
 
@@ -153,10 +168,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     if arguments.rounds == 0 || arguments.seconds <= 0.0 {
         bail!("nothing to measure");
     }
-    let mut report = Report {
-        output: arguments.output,
-        rows: Map::new(),
-    };
+    let mut report = Report::new(arguments.output);
     if arguments.wants(Row::Start) {
         start::run(&arguments, &mut report).await?;
     }
@@ -173,13 +185,12 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     if arguments.wants(Row::Idle) {
         idle::run(&arguments, &mut report).await?;
     }
-    if arguments.output == Output::Json {
-        say(&json!(report.rows).to_string());
-    }
+    report.finish();
     Ok(())
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
+/// The value in the middle.
+pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)

@@ -1,6 +1,11 @@
 //! Devices that send: a few threads, each with its own share of the connections.
 
+mod amqp;
 mod connection;
+mod content;
+mod http;
+mod mqtt;
+mod stream;
 mod worker;
 
 use std::net::SocketAddr;
@@ -13,7 +18,11 @@ use anyhow::{Context, Result};
 use hdrhistogram::Histogram;
 use rustls::ClientConfig;
 
-pub(crate) use self::connection::{Content, Login, push_length};
+pub(crate) use self::amqp::{AmqpDevice, AmqpLogin};
+pub(crate) use self::connection::Login;
+pub(crate) use self::content::Content;
+pub(crate) use self::http::HttpLogin;
+pub(crate) use self::mqtt::{MqttLogin, push_length};
 use self::worker::{Schedule, Worker};
 use crate::process::{cpu_time, machine_cpu_time};
 
@@ -52,6 +61,8 @@ pub(crate) struct Measured {
     pub(crate) took: Duration,
     /// The server's processor time.
     pub(crate) cpu: Duration,
+    /// The generator's.
+    pub(crate) generator_cpu: Duration,
     /// Cores that were taken by others than server and generator.
     pub(crate) disturbed_cores: f64,
     /// Microseconds from the moment at which a message should have been sent to its acknowledgement.
@@ -91,11 +102,20 @@ struct Shared {
     stop: AtomicBool,
 }
 
+/// Where things stand at one moment: messages acknowledged, and processor time used so far.
+struct Look {
+    at: Instant,
+    acknowledged: u64,
+    machine: Duration,
+    generator: Duration,
+    server: Duration,
+}
+
 impl Fleet {
     /// Connects all devices, `at_once` at a time, and returns when each has its last answer.
     pub(crate) fn connect(
         target: &Target,
-        logins: &[Arc<Login>],
+        logins: &[Login],
         threads: usize,
         at_once: usize,
     ) -> Result<Self> {
@@ -150,11 +170,14 @@ impl Fleet {
                 let acknowledged = shared
                     .iter()
                     .map(|s| s.acknowledged.load(Ordering::Relaxed));
-                let others = machine_cpu_time()?
-                    .saturating_sub(cpu_time(std::process::id())?)
-                    .saturating_sub(cpu()?);
                 let acknowledged = acknowledged.sum::<u64>();
-                Ok((acknowledged, cpu()?, Instant::now(), others))
+                Ok(Look {
+                    at: Instant::now(),
+                    acknowledged,
+                    machine: machine_cpu_time()?,
+                    generator: cpu_time(std::process::id())?,
+                    server: cpu()?,
+                })
             };
             thread::sleep(load.warm);
             let before = look();
@@ -171,12 +194,18 @@ impl Fleet {
                 latency.add(outcome.latency)?;
                 unsent += outcome.unsent;
             }
-            let took = after.2 - before.2;
-            let others = after.3.saturating_sub(before.3);
+            let took = after.at - before.at;
+            let cpu = after.server.saturating_sub(before.server);
+            let generator_cpu = after.generator.saturating_sub(before.generator);
+            let others = after
+                .machine
+                .saturating_sub(before.machine)
+                .saturating_sub(generator_cpu + cpu);
             Ok(Measured {
-                messages: after.0 - before.0,
+                messages: after.acknowledged - before.acknowledged,
                 took,
-                cpu: after.1.saturating_sub(before.1),
+                cpu,
+                generator_cpu,
                 disturbed_cores: others.as_secs_f64() / took.as_secs_f64(),
                 latency,
                 unsent,
@@ -217,7 +246,16 @@ impl Measured {
 
     /// Microseconds of the server's processor time for one message.
     pub(crate) fn cpu_us(&self) -> f64 {
-        self.cpu.as_secs_f64() * 1e6 / (self.messages as f64).max(1.0)
+        self.for_one(self.cpu)
+    }
+
+    /// Microseconds of the generator's.
+    pub(crate) fn generator_cpu_us(&self) -> f64 {
+        self.for_one(self.generator_cpu)
+    }
+
+    fn for_one(&self, cpu: Duration) -> f64 {
+        cpu.as_secs_f64() * 1e6 / (self.messages as f64).max(1.0)
     }
 }
 

@@ -1,6 +1,5 @@
 //! One thread's share of the connections.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,7 +8,8 @@ use anyhow::{Context, Result, ensure};
 use hdrhistogram::Histogram;
 use mio::{Events, Interest, Poll, Token};
 
-use super::connection::{Connection, Content, Login};
+use super::connection::{Connection, Login};
+use super::content::Content;
 use super::{Load, Pace, Shared, Target};
 
 /// Bytes that one read may bring: many more acknowledgements than are ever there.
@@ -39,7 +39,7 @@ pub(super) struct Outcome {
 }
 
 impl Worker {
-    pub(super) fn connect(target: &Target, logins: &[&Arc<Login>], at_once: usize) -> Result<Self> {
+    pub(super) fn connect(target: &Target, logins: &[&Login], at_once: usize) -> Result<Self> {
         let mut worker = Self {
             poll: Poll::new()?,
             events: Events::with_capacity(1024),
@@ -52,8 +52,7 @@ impl Worker {
             while let Some(login) = logins.get(worker.connections.len())
                 && worker.connections.len() < ready + at_once.max(1)
             {
-                let mut connection =
-                    Connection::open(target.address, target.tls.as_ref(), Arc::clone(login))?;
+                let mut connection = Connection::open(target.address, target.tls.as_ref(), login)?;
                 worker.poll.registry().register(
                     connection.socket(),
                     Token(worker.connections.len()),
@@ -79,7 +78,7 @@ impl Worker {
     }
 
     pub(super) fn acknowledged(&self, connection: usize) -> Option<u64> {
-        Some(self.connections.get(connection)?.acknowledged)
+        Some(self.connections.get(connection)?.acknowledged())
     }
 
     pub(super) fn run(
@@ -106,10 +105,12 @@ impl Worker {
         content: &Content,
         shared: &Shared,
     ) -> Result<Outcome> {
+        let mut owed = 0;
         for connection in &mut self.connections {
-            connection.send(in_flight, content, &mut self.scratch)?;
+            let messages = in_flight * connection.devices() as u64;
+            connection.send(messages, content, &mut self.scratch)?;
+            owed += messages;
         }
-        let mut owed = in_flight * self.connections.len() as u64;
         let mut heard = Instant::now();
         while owed > 0 {
             let stop = shared.stop.load(Ordering::Relaxed);
@@ -124,9 +125,8 @@ impl Worker {
                 let connection = self.connections.get_mut(event.token().0).context("token")?;
                 let count = connection.work(&mut self.buffer)?;
                 acknowledged += count;
-                if !stop {
-                    connection.send(count, content, &mut self.scratch)?;
-                }
+                let next = if stop { 0 } else { count };
+                connection.send(next, content, &mut self.scratch)?;
             }
             if stop {
                 owed -= acknowledged;
@@ -150,7 +150,7 @@ impl Worker {
     ) -> Result<Outcome> {
         let mut latency = Histogram::new(3)?;
         // Where each connection stood when this began.
-        let first: Vec<u64> = self.connections.iter().map(|c| c.sent).collect();
+        let first: Vec<u64> = self.connections.iter().map(|c| c.sent()).collect();
         let mut heard = Instant::now();
         let mut tick = Instant::now();
         loop {
@@ -160,7 +160,7 @@ impl Worker {
             for event in &self.events {
                 let place = event.token().0;
                 let connection = self.connections.get_mut(place).context("token")?;
-                let before = connection.acknowledged;
+                let before = connection.acknowledged();
                 let count = connection.work(&mut self.buffer)?;
                 acknowledged += count;
                 let now = schedule.started.elapsed();
@@ -179,7 +179,7 @@ impl Worker {
             let mut unsent = 0;
             for (place, (connection, first)) in self.connections.iter_mut().zip(&first).enumerate()
             {
-                let due = schedule.due(place as u64, now) - (connection.sent - first);
+                let due = schedule.due(place as u64, now) - (connection.sent() - first);
                 if due > 0 && !connection.is_held_back() && !stop {
                     let count = due.min(IN_FLIGHT_MAX - connection.in_flight().min(IN_FLIGHT_MAX));
                     connection.send(count, content, &mut self.scratch)?;
