@@ -6,6 +6,7 @@
 //! ```
 
 mod c2d;
+mod devices;
 mod growth;
 mod million;
 mod null;
@@ -31,6 +32,9 @@ enum Bench {
     C2d(c2d::Arguments),
     /// Messages from devices, durably, beside a server that stores nothing.
     Telemetry(telemetry::Arguments),
+    /// Messages from devices over AMQP and HTTPS beside MQTT and a server that stores nothing, and as many idle
+    /// connections as the machine allows.
+    Devices(devices::Arguments),
     /// The rate of telemetry where partitions, connections, payloads or the log grow, drawn as plots.
     Growth(growth::Arguments),
     /// That server.
@@ -45,6 +49,7 @@ async fn main() -> ExitCode {
     let outcome = match Arguments::parse().bench {
         Bench::C2d(arguments) => c2d::run(arguments).await,
         Bench::Telemetry(arguments) => telemetry::run(arguments).await,
+        Bench::Devices(arguments) => devices::run(arguments).await,
         Bench::Growth(arguments) => growth::run(arguments).await,
         Bench::Null(arguments) => null::run(arguments).await,
         Bench::Million(arguments) => million::run(arguments).await,

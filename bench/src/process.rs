@@ -4,6 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 /// Ticks per second of the times in `/proc/<pid>/stat` (`USER_HZ`, 100 on every Linux there is).
 const TICKS_PER_SECOND: u64 = 100;
@@ -61,13 +62,36 @@ pub(crate) fn peak_resident_bytes(pid: u32) -> Result<u64> {
     memory(pid, "VmHWM:")
 }
 
+/// Memory of a process in bytes, where what it shares with others counts in proportion.
+///
+/// # Errors
+/// When there is no such process, or it belongs to somebody else.
+pub(crate) fn proportional_bytes(pid: u32) -> Result<u64> {
+    kilobytes(&format!("/proc/{pid}/smaps_rollup"), "Pss:")
+}
+
+/// Allows this process and those that it starts as many open files as the system lets it, and says how many.
+///
+/// # Errors
+/// When the system refuses.
+pub(crate) fn raise_descriptor_limit() -> Result<usize> {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit)?;
+    let descriptors = limit.maximum.map(usize::try_from).transpose()?;
+    Ok(descriptors.unwrap_or(usize::MAX))
+}
+
 fn memory(pid: u32, figure: &str) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))
-        .with_context(|| format!("no process {pid}"))?;
-    let line = status
+    kilobytes(&format!("/proc/{pid}/status"), figure)
+}
+
+fn kilobytes(file: &str, figure: &str) -> Result<u64> {
+    let text = fs::read_to_string(file).with_context(|| format!("no {file}"))?;
+    let line = text
         .lines()
         .find_map(|line| line.strip_prefix(figure))
-        .context("resident memory")?;
+        .with_context(|| format!("no {figure} in {file}"))?;
     let kilobytes = line.trim().trim_end_matches("kB").trim();
-    Ok(kilobytes.parse::<u64>().context("resident memory")? * 1024)
+    Ok(kilobytes.parse::<u64>().context("memory")? * 1024)
 }

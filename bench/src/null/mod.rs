@@ -1,6 +1,7 @@
-//! A server that parses MQTT, acknowledges at once and stores nothing: what the generator, the
+//! A server that parses MQTT or HTTP, acknowledges at once and stores nothing: what the generator, the
 //! sockets and the machine allow at most.
 
+mod http;
 mod tls;
 
 use std::collections::HashMap;
@@ -29,6 +30,9 @@ pub(crate) struct Arguments {
     /// Speak TLS, on tokio, with the certificate and the key in this PEM file.
     #[arg(long)]
     identity: Option<PathBuf>,
+    /// Speak HTTP/1.1 over TLS instead of MQTT.
+    #[arg(long, requires = "identity")]
+    http: bool,
 }
 
 /// Bytes that one read may bring.
@@ -42,7 +46,11 @@ const WAKE: Token = Token(usize::MAX);
 /// Serves until it is killed.
 pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     if let Some(identity) = &arguments.identity {
-        return tls::run(arguments.address, identity).await;
+        return if arguments.http {
+            http::run(arguments.address, identity).await
+        } else {
+            tls::run(arguments.address, identity).await
+        };
     }
     let listener = TcpListener::bind(arguments.address)?;
     let workers: Vec<(Sender<TcpStream>, Arc<Waker>)> = (0..arguments.threads.max(1))

@@ -19,14 +19,7 @@ use crate::say;
 const READ_BYTES: usize = 1024;
 
 pub(super) async fn run(address: SocketAddr, identity: &Path) -> Result<()> {
-    let chain = CertificateDer::pem_file_iter(identity)?.collect::<Result<_, _>>()?;
-    let key = PrivateKeyDer::from_pem_file(identity)?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)?;
-    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let acceptor = acceptor(identity)?;
     let listener = TcpListener::bind(address).await?;
     say(&listener.local_addr()?.to_string());
     loop {
@@ -37,6 +30,18 @@ pub(super) async fn run(address: SocketAddr, identity: &Path) -> Result<()> {
             let _ = serve(socket, acceptor).await;
         });
     }
+}
+
+/// TLS with the certificate and the key in a PEM file.
+pub(super) fn acceptor(identity: &Path) -> Result<TlsAcceptor> {
+    let chain = CertificateDer::pem_file_iter(identity)?.collect::<Result<_, _>>()?;
+    let key = PrivateKeyDer::from_pem_file(identity)?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)?;
+    Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
 async fn serve(socket: TcpStream, acceptor: TlsAcceptor) -> Result<()> {
