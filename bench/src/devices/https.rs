@@ -3,40 +3,43 @@
 use anyhow::Result;
 use serde_json::json;
 
-use super::{AIM, Arguments, Medians, Ratio, logins, measure};
+use super::{AIM, Arguments, Contender, Medians, Ratio, Rounds, logins};
 use crate::telemetry::Report;
+use crate::telemetry::generator::Target;
 use crate::telemetry::hub::{Hub, Null};
 
-/// Runs the row and says how many messages the hub has acknowledged.
+/// Runs the rows and says how many messages the hub has acknowledged.
 pub(super) async fn run(arguments: &Arguments, hub: &Hub, report: &mut Report) -> Result<u64> {
     let (null, null_target) = Null::start_https(hub.folder()).await?;
-    let target = hub.https()?;
-    let logins = logins::https(hub, arguments.https_devices);
-    let (mut nulls, mut hubs) = (Vec::new(), Vec::new());
     let mut acknowledged = 0;
-    for _ in 0..arguments.rounds {
-        let (round, _) = measure(arguments, (&null_target, null.pid()?), &logins, 1)?;
-        nulls.push(round);
-        let (round, count) = measure(arguments, (&target, hub.pid()?), &logins, 1)?;
-        hubs.push(round);
-        acknowledged += count;
+    for &devices in &arguments.https_devices {
+        let contender = |target: &Target, pid| Contender {
+            target: target.clone(),
+            pid,
+            logins: logins::https(hub, devices),
+            in_flight: 1,
+        };
+        let contenders = [
+            contender(&null_target, null.pid()?),
+            contender(&hub.https()?, hub.pid()?),
+        ];
+        let rounds = Rounds::run(arguments, &contenders)?;
+        let [_, durable] = rounds.acknowledged;
+        acknowledged += durable;
+        let (nulls, hubs) = (rounds.of(0), rounds.of(1));
+        let ratio = Ratio::of(&hubs, &nulls);
+        let (beside, hub) = (Medians::of(&nulls), Medians::of(&hubs));
+        report.row(
+            &format!("https-{devices}"),
+            &format!(
+                "{devices} kept HTTPS connections x 1 in flight, {} B, {rounds}: null axum handler {beside}; hub, durable, \
+                 {hub}, {ratio}",
+                arguments.bytes
+            ),
+            json!({
+                "null": beside.json(), "hub": hub.json(), "ratio": ratio.json(), "aim": AIM,
+            }),
+        );
     }
-    let ratio = Ratio::of(&hubs, &nulls);
-    let (beside, hub) = (Medians::of(&nulls), Medians::of(&hubs));
-    report.row(
-        "https",
-        &format!(
-            "{} kept HTTPS connections x 1 in flight, {} B, medians of {} rounds: null axum handler {beside}, hub, durable, \
-             {hub}, {ratio}; {:.2} cores taken by others",
-            arguments.https_devices, arguments.bytes, arguments.rounds, hub.disturbed_cores
-        ),
-        json!({
-            "null_per_second": beside.per_second, "null_cpu_us": beside.cpu_us,
-            "hub_per_second": hub.per_second, "hub_cpu_us": hub.cpu_us,
-            "generator_cpu_us": hub.generator_cpu_us,
-            "ratio": ratio.median, "ratio_least": ratio.least, "ratio_most": ratio.most, "aim": AIM,
-            "disturbed_cores": hub.disturbed_cores,
-        }),
-    );
     Ok(acknowledged)
 }

@@ -12,9 +12,9 @@ mod protocols;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::task::block_in_place;
 
 use crate::process::cpu_time;
@@ -34,9 +34,10 @@ pub(crate) struct Arguments {
     /// Seconds before measuring begins.
     #[arg(long, default_value_t = 1.0)]
     warm: f64,
-    /// Rounds; what is compared takes turns in each.
+    /// Rounds; what is compared takes turns in each. There are more where others disturb them, and the calmest
+    /// count.
     #[arg(long, default_value_t = 5)]
-    rounds: u32,
+    rounds: usize,
     /// Threads of the generator.
     #[arg(long, default_value_t = 2)]
     threads: usize,
@@ -46,9 +47,10 @@ pub(crate) struct Arguments {
     /// Messages that each of them has in flight.
     #[arg(long, default_value_t = 4)]
     in_flight: u64,
-    /// Devices that send over HTTPS, each on a connection that it keeps, one message at a time.
-    #[arg(long, default_value_t = 200)]
-    https_devices: usize,
+    /// Devices that send over HTTPS, each on a connection that it keeps, one message at a time: first so many,
+    /// then so many.
+    #[arg(long, value_delimiter = ',', default_values_t = [200, 1000])]
+    https_devices: Vec<usize>,
     /// Bytes of a message.
     #[arg(long, default_value_t = 256)]
     bytes: usize,
@@ -89,6 +91,12 @@ impl std::fmt::Display for Row {
 /// Connections opened at a time.
 const AT_ONCE: usize = 64;
 
+/// Cores that others may take in a round that is called calm.
+const CALM_CORES: f64 = 0.15;
+
+/// For each round that is wanted there are so many at most, until enough are calm.
+const ROUNDS_MAX: usize = 3;
+
 /// The least ratio that the project aims at, of AMQP to MQTT and of HTTPS to the null handler.
 const AIM: f64 = 0.5;
 
@@ -103,8 +111,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     let wants = |row| arguments.rows.contains(&row);
     let mut report = Report::new(arguments.output);
     if wants(Row::Amqp) || wants(Row::Https) {
-        let devices = arguments.devices.max(arguments.https_devices);
-        let hub = Hub::start(&arguments.fieldpost, devices).await?;
+        let https = arguments.https_devices.iter().copied().max();
+        let devices = arguments.devices.max(https.unwrap_or(0));
+        let mut hub = Hub::start(&arguments.fieldpost, devices).await?;
         let mut acknowledged = 0;
         if wants(Row::Amqp) {
             acknowledged += protocols::run(&arguments, &hub, &mut report)?;
@@ -122,6 +131,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
             &format!("{stored} messages acknowledged, as many stored"),
             json!({ "acknowledged": acknowledged, "stored": stored }),
         );
+        hub.stop().await?;
     }
     if wants(Row::Idle) {
         idle::run(&arguments, &mut report).await?;
@@ -130,26 +140,93 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     Ok(())
 }
 
-/// One round of one contender: connects, sends, and says how much came of it and how many messages were
-/// acknowledged in all.
-fn measure(
-    arguments: &Arguments,
-    (target, pid): (&Target, u32),
-    logins: &[Login],
+/// Devices, and the server to which they send.
+struct Contender {
+    target: Target,
+    pid: u32,
+    logins: Vec<Login>,
     in_flight: u64,
-) -> Result<(Measured, u64)> {
-    let load = Load {
-        pace: Pace::InFlight(in_flight),
-        bytes: arguments.bytes,
-        phase: 0,
-        warm: Duration::from_secs_f64(arguments.warm),
-        measured: Duration::from_secs_f64(arguments.seconds),
-    };
-    block_in_place(|| {
-        let mut fleet = Fleet::connect(target, logins, arguments.threads, AT_ONCE)?;
-        let measured = fleet.run(&load, || cpu_time(pid))?;
-        Ok((measured, fleet.acknowledged().iter().sum()))
-    })
+}
+
+/// What came of the calmest rounds; each has the contenders in their order.
+struct Rounds<const N: usize> {
+    calmest: Vec<[Measured; N]>,
+    /// Rounds that there were in all.
+    tried: usize,
+    /// Messages acknowledged by each contender, in all rounds.
+    acknowledged: [u64; N],
+}
+
+impl<const N: usize> Rounds<N> {
+    /// Has the contenders take turns, in so many rounds as are wanted and calm, or more where others want the
+    /// machine as well, and keeps those of them in which others took the least.
+    fn run(arguments: &Arguments, contenders: &[Contender; N]) -> Result<Self> {
+        let wanted = arguments.rounds;
+        let mut acknowledged = [0; N];
+        let mut rounds: Vec<[Measured; N]> = Vec::new();
+        let calm = |round: &&[Measured; N]| disturbed(round) <= CALM_CORES;
+        while rounds.len() < wanted * ROUNDS_MAX && rounds.iter().filter(calm).count() < wanted {
+            let mut round = Vec::with_capacity(N);
+            for (contender, acknowledged) in contenders.iter().zip(&mut acknowledged) {
+                let (measured, count) = contender.measure(arguments)?;
+                *acknowledged += count;
+                round.push(measured);
+            }
+            let round = round.try_into().ok();
+            rounds.push(round.context("as many as there are contenders")?);
+        }
+        let tried = rounds.len();
+        rounds.sort_by(|a, b| disturbed(a).total_cmp(&disturbed(b)));
+        rounds.truncate(wanted);
+        Ok(Self {
+            calmest: rounds,
+            tried,
+            acknowledged,
+        })
+    }
+
+    /// One contender's part.
+    fn of(&self, contender: usize) -> Vec<&Measured> {
+        let rounds = self.calmest.iter();
+        rounds.filter_map(|round| round.get(contender)).collect()
+    }
+}
+
+impl<const N: usize> std::fmt::Display for Rounds<N> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let most = self.calmest.last().map_or(0.0, disturbed);
+        write!(
+            f,
+            "medians of the calmest {} of {} rounds (others took {most:.2} cores at most)",
+            self.calmest.len(),
+            self.tried
+        )
+    }
+}
+
+/// Cores that others took while one of the contenders was measured.
+fn disturbed<const N: usize>(round: &[Measured; N]) -> f64 {
+    let cores = round.iter().map(|measured| measured.disturbed_cores);
+    cores.fold(0.0, f64::max)
+}
+
+impl Contender {
+    /// Connects, sends, and says what came of it and how many messages were acknowledged in all.
+    fn measure(&self, arguments: &Arguments) -> Result<(Measured, u64)> {
+        let load = Load {
+            pace: Pace::InFlight(self.in_flight),
+            bytes: arguments.bytes,
+            phase: 0,
+            warm: Duration::from_secs_f64(arguments.warm),
+            measured: Duration::from_secs_f64(arguments.seconds),
+        };
+        block_in_place(|| {
+            let threads = arguments.threads;
+            let mut fleet = Fleet::connect(&self.target, &self.logins, threads, AT_ONCE)?;
+            let measured = fleet.run(&load, || cpu_time(self.pid))?;
+            Ok((measured, fleet.acknowledged().iter().sum()))
+        })
+    }
 }
 
 /// The medians of a contender's rounds.
@@ -157,18 +234,23 @@ struct Medians {
     per_second: f64,
     cpu_us: f64,
     generator_cpu_us: f64,
-    disturbed_cores: f64,
 }
 
 impl Medians {
-    fn of(rounds: &[Measured]) -> Self {
-        let of = |figure: fn(&Measured) -> f64| median(rounds.iter().map(figure));
+    fn of(rounds: &[&Measured]) -> Self {
+        let of = |figure: fn(&Measured) -> f64| median(rounds.iter().map(|round| figure(round)));
         Self {
             per_second: of(Measured::per_second),
             cpu_us: of(Measured::cpu_us),
             generator_cpu_us: of(Measured::generator_cpu_us),
-            disturbed_cores: of(|round| round.disturbed_cores),
         }
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "per_second": self.per_second, "cpu_us": self.cpu_us,
+            "generator_cpu_us": self.generator_cpu_us,
+        })
     }
 }
 
@@ -182,7 +264,7 @@ impl std::fmt::Display for Medians {
     }
 }
 
-/// A ratio of rates, each of two rounds that followed each other.
+/// A ratio of rates that were measured one after the other.
 struct Ratio {
     median: f64,
     least: f64,
@@ -190,7 +272,7 @@ struct Ratio {
 }
 
 impl Ratio {
-    fn of(rounds: &[Measured], beside: &[Measured]) -> Self {
+    fn of(rounds: &[&Measured], beside: &[&Measured]) -> Self {
         let pairs = rounds.iter().zip(beside);
         let ratios: Vec<f64> = pairs
             .map(|(a, b)| a.per_second() / b.per_second())
@@ -200,6 +282,10 @@ impl Ratio {
             least: ratios.iter().copied().fold(f64::INFINITY, f64::min),
             most: ratios.iter().copied().fold(0.0, f64::max),
         }
+    }
+
+    fn json(&self) -> Value {
+        json!({ "median": self.median, "least": self.least, "most": self.most })
     }
 }
 

@@ -1,11 +1,10 @@
 //! The same devices over MQTT and over AMQP, on connections of their own and all on one.
 
 use anyhow::Result;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::{AIM, Arguments, Medians, Ratio, logins, measure};
+use super::{AIM, Arguments, Contender, Medians, Ratio, Rounds, logins};
 use crate::telemetry::Report;
-use crate::telemetry::generator::Measured;
 use crate::telemetry::hub::Hub;
 
 /// Runs the rows and says how many messages were acknowledged.
@@ -14,66 +13,41 @@ pub(super) fn run(arguments: &Arguments, hub: &Hub, report: &mut Report) -> Resu
         devices,
         in_flight,
         bytes,
-        rounds,
         ..
     } = *arguments;
-    let (mqtt, amqp) = (hub.tls()?, hub.amqps()?);
+    let pid = hub.pid()?;
+    let contender = |target, logins| Contender {
+        target,
+        pid,
+        logins,
+        in_flight,
+    };
     let contenders = [
-        (&mqtt, hub.logins(devices, false)?),
-        (&amqp, logins::amqp(hub, devices, devices)),
-        (&amqp, logins::amqp(hub, devices, 1)),
+        contender(hub.tls()?, hub.logins(devices, false)?),
+        contender(hub.amqps()?, logins::amqp(hub, devices, devices)),
+        contender(hub.amqps()?, logins::amqp(hub, devices, 1)),
     ];
-    let mut measured: [Vec<Measured>; 3] = [const { Vec::new() }; 3];
-    let mut acknowledged = 0;
-    for _ in 0..rounds {
-        for ((target, logins), rounds) in contenders.iter().zip(&mut measured) {
-            let (round, count) = measure(arguments, (target, hub.pid()?), logins, in_flight)?;
-            rounds.push(round);
-            acknowledged += count;
-        }
-    }
-    let [mqtt, one, many] = &measured;
-    let beside = Medians::of(mqtt);
+    let rounds = Rounds::run(arguments, &contenders)?;
+    let mqtt = rounds.of(0);
+    let beside = Medians::of(&mqtt);
     report.row(
         "mqtt",
         &format!(
-            "{devices} devices x {in_flight} in flight, {bytes} B, durable, TLS, medians of {rounds} rounds: MQTT \
-             on a connection each {beside}; {:.2} cores taken by others",
-            beside.disturbed_cores
+            "{devices} devices x {in_flight} in flight, {bytes} B, durable, TLS, {rounds}: MQTT on a connection each {beside}"
         ),
-        figures(&beside),
+        json!({ "mqtt": beside.json() }),
     );
-    for (name, connections, rounds) in [
-        ("amqp-multiplexed", "all on one connection", one),
-        ("amqp-connections", "on a connection each", many),
+    for (contender, name, connections) in [
+        (1, "amqp-multiplexed", "all on one connection"),
+        (2, "amqp-connections", "on a connection each"),
     ] {
-        let (amqp, ratio) = (Medians::of(rounds), Ratio::of(rounds, mqtt));
-        let mut figures = figures(&amqp);
-        for (key, value) in [
-            ("ratio_to_mqtt", ratio.median),
-            ("ratio_least", ratio.least),
-            ("ratio_most", ratio.most),
-            ("aim", AIM),
-        ] {
-            if let Value::Object(figures) = &mut figures {
-                figures.insert(key.to_owned(), json!(value));
-            }
-        }
+        let amqp = rounds.of(contender);
+        let (amqp, ratio) = (Medians::of(&amqp), Ratio::of(&amqp, &mqtt));
         report.row(
             name,
-            &format!(
-                "  AMQP {connections} {amqp}, {ratio}; {:.2} cores taken by others",
-                amqp.disturbed_cores
-            ),
-            figures,
+            &format!("  AMQP {connections} {amqp}, {ratio}"),
+            json!({ "amqp": amqp.json(), "ratio": ratio.json(), "aim": AIM }),
         );
     }
-    Ok(acknowledged)
-}
-
-fn figures(medians: &Medians) -> Value {
-    json!({
-        "per_second": medians.per_second, "cpu_us": medians.cpu_us,
-        "generator_cpu_us": medians.generator_cpu_us, "disturbed_cores": medians.disturbed_cores,
-    })
+    Ok(rounds.acknowledged.iter().sum())
 }

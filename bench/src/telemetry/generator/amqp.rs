@@ -14,7 +14,7 @@ use fieldpost_amqp::{
 };
 
 use super::connection::{Count, Dialect};
-use super::content::{Content, MARK_BYTES};
+use super::content::Content;
 
 /// Who shares a connection.
 pub(crate) struct AmqpLogin {
@@ -315,7 +315,7 @@ fn data_head(bytes: usize) -> Result<[u8; 8]> {
 }
 
 /// Names a message by the place of its device and its number there.
-fn tag(device: usize, number: u64) -> [u8; MARK_BYTES] {
+fn tag(device: usize, number: u64) -> [u8; 8] {
     ((device as u64) << 32 | u64::from(low(number))).to_be_bytes()
 }
 

@@ -9,7 +9,7 @@ pub(crate) struct Content {
 }
 
 /// Bytes at the beginning of a payload that tell it from all others of its device.
-pub(super) const MARK_BYTES: usize = 8;
+const MARK_BYTES: usize = 8;
 
 impl Content {
     /// Payloads of `bytes` bytes, at least 8, the first of which say `phase` and the number of the message
