@@ -2,6 +2,7 @@
 
 mod deliver;
 mod endings;
+mod libraries;
 mod model;
 
 use std::net::SocketAddr;

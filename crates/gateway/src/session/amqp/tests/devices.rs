@@ -1,5 +1,6 @@
 //! Devices: many on one connection, each with its own rights, its own messages and its own end.
 
+mod libraries;
 mod throttled;
 
 use fieldpost_amqp::Delivery;
