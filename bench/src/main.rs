@@ -11,8 +11,10 @@ mod growth;
 mod million;
 mod null;
 mod payload;
+mod plot;
 mod process;
 mod registration;
+mod storm;
 mod telemetry;
 
 use std::process::ExitCode;
@@ -35,6 +37,8 @@ enum Bench {
     /// Messages from devices over AMQP and HTTPS beside MQTT and a server that stores nothing, and as many idle
     /// connections as the machine allows.
     Devices(devices::Arguments),
+    /// Thousands of devices that come back at one moment, while others go on sending.
+    Storm(storm::Arguments),
     /// The rate of telemetry where partitions, connections, payloads or the log grow, drawn as plots.
     Growth(growth::Arguments),
     /// That server.
@@ -50,6 +54,7 @@ async fn main() -> ExitCode {
         Bench::C2d(arguments) => c2d::run(arguments).await,
         Bench::Telemetry(arguments) => telemetry::run(arguments).await,
         Bench::Devices(arguments) => devices::run(arguments).await,
+        Bench::Storm(arguments) => storm::run(arguments).await,
         Bench::Growth(arguments) => growth::run(arguments).await,
         Bench::Null(arguments) => null::run(arguments).await,
         Bench::Million(arguments) => million::run(arguments).await,

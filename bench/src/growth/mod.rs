@@ -1,14 +1,12 @@
 //! How the rate of telemetry changes with what grows: partitions, connections, payloads, the log.
 
-mod plot;
-
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use tokio::task::block_in_place;
 
-use self::plot::Plot;
+use crate::plot::Plot;
 use crate::process::cpu_time;
 use crate::say;
 use crate::telemetry::generator::{Fleet, Load, Measured, Pace, Target};

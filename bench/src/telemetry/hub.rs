@@ -13,8 +13,10 @@ use fieldpost_client::token::{KeyRule, sign};
 use fieldpost_client::{ConnectionString, Trust};
 use fieldpost_mqtt::{ClientConnection, ClientOptions, Connect};
 use fieldpost_testkit::hub::{HubProcess, now};
-use rustls::ClientConfig;
 use rustls::client::Resumption;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::{ClientConfig, RootCertStore};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
@@ -135,6 +137,27 @@ impl Hub {
     /// The listener of MQTT over TLS. Every connection makes a whole handshake, none resumes.
     pub(crate) fn tls(&self) -> Result<Target> {
         self.over_tls(8883)
+    }
+
+    /// The same, where each connection resumes what an earlier one began. TLS 1.2: a ticket of that is good for
+    /// all, and it is all that the device libraries of Python and Java speak.
+    pub(crate) fn tls_resumed(&self) -> Result<Target> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(self.process.ca_file())?)?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS12])?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(Target {
+            address: self.process.at(8883),
+            tls: Some(Arc::new(config)),
+        })
+    }
+
+    /// Where metrics are.
+    pub(crate) fn admin(&self) -> SocketAddr {
+        self.process.at(9640)
     }
 
     /// The listener of AMQP, which there is over TLS alone for devices.

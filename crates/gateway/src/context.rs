@@ -17,7 +17,7 @@ use tracing::{Span, info_span};
 use crate::figures::ProtocolFigures;
 use crate::io::{IncompleteBudget, IncompleteShare};
 use crate::listen::ListenerKind;
-use crate::listen::limits::{Admission, GatewayLimits};
+use crate::listen::limits::{Admission, Admissions, GatewayLimits};
 
 /// One connection: who is at the other end, and what the session that drives it may use.
 ///
@@ -91,6 +91,12 @@ impl ConnectionContext {
     /// gateway keeps few of.
     pub fn authenticated(&mut self) {
         self.admission = None;
+    }
+
+    /// What [`in_turn`](crate::listen::limits::in_turn) asks for, while nobody has authenticated.
+    pub(crate) fn turns(&self) -> Option<Arc<Admissions>> {
+        let admission = self.admission.as_ref()?;
+        Some(admission.turns())
     }
 
     /// Resolves when the gateway is being drained.

@@ -1,8 +1,12 @@
 //! Bounds of the gateway and the count of connections that nobody has authenticated on.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::net::{IpAddr, Ipv6Addr};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
+use std::thread::available_parallelism;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -70,6 +74,9 @@ pub(crate) struct Admissions {
     places: Arc<Semaphore>,
     places_max: usize,
     per_address_max: usize,
+    /// For each step that one of them makes. Half the machine: those who are connected have the other
+    /// half to themselves, and their turns between the steps.
+    turns: Semaphore,
     /// Taken once when a connection comes and once when it is authenticated or gone.
     per_address: Mutex<HashMap<IpAddr, usize>>,
 }
@@ -90,6 +97,11 @@ impl Admissions {
         Arc::new(Self {
             places: Arc::new(Semaphore::new(places_max)),
             places_max,
+            turns: Semaphore::new(
+                available_parallelism()
+                    .map_or(1, |cores| cores.get() / 2)
+                    .max(1),
+            ),
             per_address_max: limits.unauthenticated_per_address_max.max(1),
             per_address: Mutex::default(),
         })
@@ -132,6 +144,64 @@ impl Admissions {
     }
 }
 
+impl Admission {
+    /// What is to be given to [`in_turn`].
+    pub(crate) fn turns(&self) -> Arc<Admissions> {
+        Arc::clone(&self.admissions)
+    }
+}
+
+/// Runs what a connection does before anybody has authenticated on it, step by step, in turn with the
+/// others that are so far.
+///
+/// Handshakes are work. When thousands of devices come at once, all of them would be ready all the time,
+/// and everybody who is connected already would wait until each had made its step.
+pub(crate) async fn in_turn<F: Future>(turns: Option<Arc<Admissions>>, future: F) -> F::Output {
+    let mut future = pin!(future);
+    let Some(admissions) = turns else {
+        return future.await;
+    };
+    loop {
+        let turn = admissions.turns.acquire().await;
+        // Whoever is ready now goes first: so there are no more steps between two turns of a connected one
+        // than there are turns for steps.
+        end_of_queue().await;
+        let step = poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await;
+        drop(turn);
+        match step {
+            Poll::Ready(output) => return output,
+            Poll::Pending => woken().await,
+        }
+    }
+}
+
+/// Ready when every task that is ready now has had its turn on this thread.
+async fn end_of_queue() {
+    let mut is_first = true;
+    poll_fn(|cx| {
+        if !std::mem::take(&mut is_first) {
+            return Poll::Ready(());
+        }
+        // Unlike `yield_now` of tokio, which waits for the next look at the sockets as well.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+/// Ready when the task is polled again, which it is when something wakes it that it polled before.
+async fn woken() {
+    let mut is_first = true;
+    poll_fn(|_| {
+        if std::mem::take(&mut is_first) {
+            Poll::Pending
+        } else {
+            Poll::Ready(())
+        }
+    })
+    .await;
+}
+
 impl Drop for Admission {
     fn drop(&mut self) {
         let Some(address) = self.address else { return };
@@ -164,6 +234,8 @@ pub(crate) fn counted_address(address: IpAddr) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     fn admissions(places: usize, per_address: usize) -> Arc<Admissions> {
@@ -193,6 +265,41 @@ mod tests {
         held.push(admissions.admit(admissions.place().await, local).unwrap());
         held.drain(..4);
         assert!(admissions.admit(admissions.place().await, busy).is_some());
+    }
+
+    /// Steps that those who come make between two of one who is connected.
+    async fn steps_between(turns: Option<Arc<Admissions>>) -> usize {
+        let steps = Arc::new(AtomicUsize::new(0));
+        for _ in 0..200 {
+            let steps = Arc::clone(&steps);
+            let coming = async move {
+                for _ in 0..20 {
+                    steps.fetch_add(1, Ordering::Relaxed);
+                    end_of_queue().await;
+                }
+            };
+            tokio::spawn(in_turn(turns.clone(), coming));
+        }
+        let connected = async move {
+            let mut most = 0;
+            let mut now = 0;
+            while now < 200 * 20 {
+                end_of_queue().await;
+                let before = std::mem::replace(&mut now, steps.load(Ordering::Relaxed));
+                most = most.max(now - before);
+            }
+            most
+        };
+        tokio::spawn(connected).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn who_is_connected_does_not_wait_for_all_who_come() {
+        let admissions = admissions(4096, 256);
+        let turns = admissions.turns.available_permits();
+        assert!(steps_between(None).await > 20 * turns);
+        let between = steps_between(Some(admissions)).await;
+        assert!(between <= 2 * turns, "{between} with {turns} turns");
     }
 
     #[test]

@@ -32,7 +32,7 @@ use crate::http::Routes;
 use crate::http::connection::{self, Ended};
 use crate::quiet::RepeatLimit;
 use crate::session;
-use limits::{Admission, Admissions};
+use limits::{Admission, Admissions, in_turn};
 use tls::TlsSettings;
 use upgrade::Subprotocol;
 use websocket::WebSocketBytes;
@@ -232,7 +232,8 @@ impl Service {
         stream: TcpStream,
         context: ConnectionContext,
     ) -> impl Future<Output = ()> + Send {
-        let ready = Box::pin(handshake(stream, Arc::clone(&self.tls.raw), context));
+        let tls = Arc::clone(&self.tls.raw);
+        let ready = Box::pin(in_turn(context.turns(), handshake(stream, tls, context)));
         async move {
             let serving = ready.await.map(|ready| serve_mqtt(ready.0, ready.1));
             if let Some(serving) = serving {
@@ -246,7 +247,8 @@ impl Service {
         stream: TcpStream,
         context: ConnectionContext,
     ) -> impl Future<Output = ()> + Send {
-        let ready = Box::pin(handshake(stream, Arc::clone(&self.tls.raw), context));
+        let tls = Arc::clone(&self.tls.raw);
+        let ready = Box::pin(in_turn(context.turns(), handshake(stream, tls, context)));
         async move {
             let serving = ready.await.map(|ready| serve_amqp(ready.0, ready.1));
             if let Some(serving) = serving {
@@ -260,7 +262,8 @@ impl Service {
         stream: TcpStream,
         context: ConnectionContext,
     ) -> impl Future<Output = ()> + Send {
-        let ready = Box::pin(handshake(stream, Arc::clone(&self.tls.https), context));
+        let tls = Arc::clone(&self.tls.https);
+        let ready = Box::pin(in_turn(context.turns(), handshake(stream, tls, context)));
         async move {
             let serving = ready.await.map(|ready| self.http(ready.0, ready.1));
             if let Some(serving) = serving {

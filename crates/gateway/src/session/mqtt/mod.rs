@@ -20,6 +20,7 @@ use tracing::{Instrument, debug};
 use crate::clock::within;
 use crate::context::ConnectionContext;
 use crate::io::poll_write_all;
+use crate::listen::limits::in_turn;
 use ending::Ending;
 use running::{Running, Unwritten};
 
@@ -37,7 +38,7 @@ where
     // A future keeps a place for whatever it was given and for all that it ever awaits. Most
     // connections are idle, and so the parts of a connection's life are allocations of their own, and
     // of the long one no more than the state of an open connection is left.
-    let opened = Box::pin(open(stream, context));
+    let opened = Box::pin(in_turn(context.turns(), open(stream, context)));
     async move {
         let Some(mut running) = opened.await else {
             return;

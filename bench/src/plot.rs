@@ -12,14 +12,14 @@ const COLORS: [RGBColor; 2] = [RGBColor(230, 159, 0), RGBColor(0, 90, 170)];
 const SIZE: (u32, u32) = (680, 340);
 
 /// One value on each line for each label.
-pub(super) struct Plot<'a> {
-    pub(super) title: &'a str,
+pub(crate) struct Plot<'a> {
+    pub(crate) title: &'a str,
     /// What the labels are.
-    pub(super) axis: &'a str,
+    pub(crate) axis: &'a str,
     /// What the values are.
-    pub(super) unit: &'a str,
-    pub(super) labels: Vec<String>,
-    pub(super) lines: Vec<(&'a str, Vec<f64>)>,
+    pub(crate) unit: &'a str,
+    pub(crate) labels: Vec<String>,
+    pub(crate) lines: Vec<(&'a str, Vec<f64>)>,
 }
 
 impl Plot<'_> {
@@ -27,7 +27,7 @@ impl Plot<'_> {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub(super) fn write(&self, path: &Path) -> Result<()> {
+    pub(crate) fn write(&self, path: &Path) -> Result<()> {
         let root = SVGBackend::new(path, SIZE).into_drawing_area();
         self.draw(&root)
             .with_context(|| path.display().to_string())?;
