@@ -1,12 +1,14 @@
 """A real hub for unmodified SDKs: the release binary, TLS, the fixed ports, an address of its own."""
 
+import json
 import os
 import uuid
 from contextlib import contextmanager
 
 import pytest
 
-from hub import Hub
+from hostile import Watch, check_serves
+from hub import Device, Hub
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +58,40 @@ def own_hub(tmp_path):
 def device(hub):
     """A device of its own for each test."""
     return hub.create_device(f"dev-{uuid.uuid4().hex[:12]}")
+
+
+@pytest.fixture(scope="module")
+def keeping_to_the_rules(hub_of_module):
+    """A device that must be served whatever others do."""
+    device = hub_of_module.create_device("keeping-to-the-rules")
+    # So that what the hub makes once is there before memory is compared.
+    check_serves(hub_of_module, device)
+    return device
+
+
+@pytest.fixture
+def watch(hub_of_module, keeping_to_the_rules):
+    """Fails a test that leaves the hub dead, deaf, swollen or talkative."""
+    with Watch(hub_of_module, keeping_to_the_rules) as watch:
+        yield watch
+
+
+@pytest.fixture
+def hostile(hub_of_module, watch):
+    """A device of its own for each test whose owner means no good."""
+    return hub_of_module.create_device(f"hostile-{uuid.uuid4().hex[:12]}")
+
+
+@pytest.fixture
+def fleet(hub_of_module, tmp_path):
+    """Makes many devices at once, for which a policy's token has to speak."""
+
+    def make(count):
+        ids = [f"fleet-{uuid.uuid4().hex[:8]}-{number}" for number in range(count)]
+        path = tmp_path / "fleet.ndjson"
+        lines = (json.dumps({"id": id, "importMode": "create"}) + "\n" for id in ids)
+        path.write_text("".join(lines))
+        hub_of_module.run("device", "import", str(path))
+        return [Device(id, "") for id in ids]
+
+    return make
