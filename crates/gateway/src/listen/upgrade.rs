@@ -3,6 +3,8 @@
 use axum::body::Body;
 use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use axum::http::{Method, Response, StatusCode, Uri, request};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use fieldpost_hub::Hub;
 use percent_encoding::percent_decode_str;
 use tungstenite::handshake::derive_accept_key;
@@ -72,7 +74,8 @@ fn grant(request: &request::Parts) -> Result<Upgrade, Refusal> {
     }
     let key = headers
         .get(header::SEC_WEBSOCKET_KEY)
-        .ok_or_else(|| Refusal::bad_request("Sec-WebSocket-Key is missing"))?;
+        .filter(|key| is_key(key.as_bytes()))
+        .ok_or_else(|| Refusal::bad_request("Sec-WebSocket-Key is not 16 bytes in base64"))?;
     let (spelling, subprotocol) = tokens(headers, &header::SEC_WEBSOCKET_PROTOCOL)
         .find_map(|offered| {
             let subprotocol = Subprotocol::parse(offered)?;
@@ -121,6 +124,11 @@ fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item =
         .flat_map(|value| value.split(','))
         .map(str::trim)
         .filter(|token| !token.is_empty())
+}
+
+/// Whether a key is one by RFC 6455, section 4.2.1: 16 bytes in base64.
+fn is_key(key: &[u8]) -> bool {
+    STANDARD.decode(key).is_ok_and(|bytes| bytes.len() == 16)
 }
 
 #[cfg(test)]
@@ -208,6 +216,21 @@ mod tests {
             )
             .is_none()
         );
+    }
+
+    #[test]
+    fn a_key_is_16_bytes() {
+        assert!(is_key(b"dGhlIHNhbXBsZSBub25jZQ=="));
+        let wrong: [&[u8]; 5] = [
+            b"",
+            b"x",
+            b"dGhlIHNhbXBsZSBub25jZQ",
+            b"dGhlIHNhbXBsZSBub25jZTE=",
+            &[b'x'; 20_000],
+        ];
+        for key in wrong {
+            assert!(!is_key(key), "{}", String::from_utf8_lossy(key));
+        }
     }
 
     #[test]
