@@ -619,6 +619,9 @@ FAULTS = {
     "KillTcp": ("MQTT", "AMQP"),
     "ShutDownMqtt": ("MQTT",),
     "ShutDownAmqp": ("AMQP",),
+    "KillAmqpConnection": ("AMQP",),
+    "KillAmqpD2CLink": ("AMQP",),
+    "KillAmqpC2DLink": ("AMQP",),
 }
 
 

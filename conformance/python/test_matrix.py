@@ -340,6 +340,9 @@ CROSS_SECTION = [
     ("python-mqtt", "after: KillTcp"),
     ("node-mqtt", "after: ShutDownMqtt"),
     ("proton", "after: ShutDownAmqp"),
+    ("proton", "after: KillAmqpConnection"),
+    ("node-amqp", "after: KillAmqpD2CLink"),
+    ("node-amqp-ws", "after: KillAmqpC2DLink"),
 ]
 EVERY_CELL = [(row, feature) for row in ROWS for feature in FEATURES]
 
