@@ -26,6 +26,8 @@ QUEUED_BYTES_MAX = 64 * 1024
 PORTS = {"mqtt": 8883, "amqp": 5671, "https": 443}
 #: Bytes by which the hub's memory may grow at its highest while one test runs, unless the test says more.
 GROWTH_BYTES_MAX = 24 * MIB
+#: Bytes with which it is started anew before a test: what it has kept hides what it takes.
+MEMORY_BYTES_MAX = 48 * MIB
 #: Lines that it may log meanwhile. It tells of each kind of ending once in ten seconds of its clock.
 LINES_MAX = 20
 
@@ -325,7 +327,7 @@ class Watch:
     def __enter__(self):
         # The highest so far is forgotten.
         (self.process / "clear_refs").write_text("5")
-        self.bytes_before = self._bytes("VmRSS")
+        self.bytes_before = memory(self.hub)
         self.lines_before = self._lines()
         return self
 
@@ -338,16 +340,12 @@ class Watch:
     def check(self):
         assert self.hub.process.poll() is None, self.hub.log()[-4000:]
         check_serves(self.hub, self.good)
-        peak = self._bytes("VmHWM") - self.bytes_before
+        peak = memory(self.hub, "VmHWM") - self.bytes_before
         most = self.growth_bytes_max
         assert peak <= most, f"{peak / MIB:.1f} MiB, {most / MIB:.1f} MiB at most"
         lines = self._lines()[len(self.lines_before) :]
         assert len(lines) <= self.lines_max, f"{len(lines)}: {lines[:5]} ... {lines[-5:]}"
         assert not [line for line in lines if "panicked" in line or "ERROR" in line], lines
-
-    def _bytes(self, name):
-        (line,) = re.findall(rf"^{name}:\s+(\d+) kB", (self.process / "status").read_text(), re.M)
-        return int(line) * 1024
 
     def _lines(self):
         return self.hub.log().splitlines()
@@ -365,6 +363,13 @@ def check_serves(hub, device):
     assert answer.status_code == 204, answer.text
     with service.amqp(hub) as connection:
         connection.create_sender("/messages/devicebound").close()
+
+
+def memory(hub, which="VmRSS"):
+    """Bytes of memory that the hub's process has in use, or had at its highest with `VmHWM`."""
+    status = Path(f"/proc/{hub.process.pid}/status").read_text()
+    (line,) = re.findall(rf"^{which}:\s+(\d+) kB", status, re.M)
+    return int(line) * 1024
 
 
 def open_files(hub):
@@ -412,3 +417,15 @@ def fill_queue(hub, device):
             body = bytes([number]) * (QUEUED_BYTES_MAX - 100)
             address = f"/devices/{device.id}/messages/devicebound"
             service.send_on(connection, proton.Message(body=body, inferred=True, address=address))
+
+
+def check_is_held_back(peer, asked):
+    """That the hub stops reading before it has taken 64 MiB of requests."""
+    went = 0
+    burst = asked * (256 * 1024 // len(asked) + 1)
+    while went < 64 * MIB:
+        more = peer.send_unread(burst)
+        went += more
+        if more < len(burst):
+            return
+    raise AssertionError("the hub reads on although nobody takes its answers")

@@ -6,7 +6,6 @@ whatever it sends, stands in `hostile.Watch`: the process lives and serves other
 grown beyond a bound at any moment, and its log tells little.
 """
 
-import os
 import ssl
 import struct
 
@@ -18,11 +17,11 @@ from hostile import (
     MIB,
     OVER,
     PORTS,
-    WAIT_SECONDS_MAX,
     Ended,
     Socket,
     WebSocket,
     check_ends_after,
+    check_is_held_back,
     check_open,
     exactly,
     fill_queue,
@@ -532,15 +531,3 @@ def test_a_websocket_that_is_never_closed_by_its_client(hub, hostile):
     peer = mqtt_device(hub, hostile, "mqtt-ws", receive_buffer=4096)
     hub.admin("POST", "/api/test/connections/cut", {"deviceId": hostile.id})
     read_until_end(peer)
-
-
-def check_is_held_back(peer, asked):
-    """That the hub stops reading before it has taken 64 MiB of requests."""
-    went = 0
-    burst = asked * (256 * 1024 // len(asked) + 1)
-    while went < 64 * MIB:
-        more = peer.send_unread(burst)
-        went += more
-        if more < len(burst):
-            return
-    raise AssertionError("the hub reads on although nobody takes its answers")
