@@ -56,10 +56,16 @@ pub struct Limits {
     pub sessions_unauthenticated: usize,
     /// Links, over all sessions, until the peer is authenticated.
     pub links_unauthenticated: usize,
+    /// Bytes of attaches, as they came, that wait for the caller's answer, until the peer is
+    /// authenticated. What comes beyond is refused.
+    pub asked_bytes_unauthenticated: usize,
     /// Open sessions.
     pub sessions: usize,
     /// Links, over all sessions.
     pub links: usize,
+    /// Bytes of attaches, as they came, that wait for the caller's answer. What comes beyond is
+    /// refused.
+    pub asked_bytes: usize,
     /// Bytes of output from which on no more input is taken, until the peer is authenticated.
     pub output_bytes_unauthenticated: usize,
     /// Bytes of output from which on no more input is taken: a peer that does not read cannot
@@ -73,8 +79,10 @@ impl Default for Limits {
             frame_bytes_unauthenticated: 16 * 1024,
             sessions_unauthenticated: 4,
             links_unauthenticated: 8,
+            asked_bytes_unauthenticated: 32 * 1024,
             sessions: 2_048,
             links: 8_192,
+            asked_bytes: 2 * 1024 * 1024,
             output_bytes_unauthenticated: 16 * 1024,
             output_bytes: 256 * 1024,
         }

@@ -76,7 +76,11 @@ pub(crate) struct Link {
 
 pub(crate) enum LinkState {
     /// The peer asked, the caller has not answered.
-    Asked(Arc<Attach>),
+    Asked {
+        attach: Arc<Attach>,
+        /// What it took on the wire.
+        bytes: usize,
+    },
     /// We asked under this name, the peer has not answered.
     Attaching(Box<str>),
     Attached,
@@ -86,6 +90,15 @@ pub(crate) enum LinkState {
         /// The caller knows already.
         announced: bool,
     },
+}
+
+impl LinkState {
+    /// No longer counts what waits for an answer: it has one, or nobody waits.
+    pub(crate) fn release(&self, shared: &mut Shared) {
+        if let Self::Asked { bytes, .. } = self {
+            shared.asked_bytes = shared.asked_bytes.saturating_sub(*bytes);
+        }
+    }
 }
 
 /// A message of which more frames are to come.
@@ -285,8 +298,8 @@ impl Link {
 
     /// Writes a detach, after the attach that must come before it.
     pub(crate) fn write_detach(&mut self, closed: bool, error: Option<Error>, shared: &mut Shared) {
-        if let LinkState::Asked(asked) = &self.state {
-            self.write_attach(asked, None, shared);
+        if let LinkState::Asked { attach, .. } = &self.state {
+            self.write_attach(attach, None, shared);
         }
         let (handle, channel) = (self.id.handle, self.id.session.channel);
         shared.error_frame(channel, error.as_ref(), |e, error| {
@@ -302,12 +315,12 @@ impl Link {
 
     /// Enters the state of a link that we detached and forgets what it held.
     pub(crate) fn begin_detaching(&mut self, announced: bool, shared: &mut Shared) {
-        let before = std::mem::replace(
-            &mut self.state,
+        let before = self.enter(
             LinkState::Detaching {
                 name: None,
                 announced,
             },
+            shared,
         );
         if let LinkState::Attaching(waiting) = before {
             self.state = LinkState::Detaching {
@@ -317,6 +330,13 @@ impl Link {
         }
         self.credit = 0;
         self.drop_assembly(shared);
+    }
+
+    /// Enters a state in which an attach of the peer's is answered; returns the state before.
+    pub(crate) fn enter(&mut self, state: LinkState, shared: &mut Shared) -> LinkState {
+        let before = std::mem::replace(&mut self.state, state);
+        before.release(shared);
+        before
     }
 
     pub(crate) fn drop_assembly(&mut self, shared: &mut Shared) {

@@ -151,6 +151,7 @@ impl Session {
     pub(crate) fn clear(&mut self, shared: &mut Shared) {
         for link in self.links.iter_mut().flatten() {
             link.drop_assembly(shared);
+            link.state.release(shared);
             shared.links = shared.links.saturating_sub(1);
         }
         self.links = Vec::new();
@@ -196,7 +197,7 @@ impl Session {
         shared: &mut Shared,
     ) -> Result<(), Misuse> {
         let link = self.link_mut(id)?;
-        let LinkState::Asked(asked) = &link.state else {
+        let LinkState::Asked { attach: asked, .. } = &link.state else {
             return Err(match link.state {
                 LinkState::Detaching { .. } => Misuse::Gone,
                 _ => Misuse::WrongState,
@@ -215,7 +216,7 @@ impl Session {
             self.detach(id, Some(error), true, shared)?;
             return Err(Misuse::FrameTooSmall);
         }
-        link.state = LinkState::Attached;
+        link.enter(LinkState::Attached, shared);
         // Credit may have come before the answer.
         if link.role == Role::Sender {
             let (credit, drain) = (link.credit, link.drain);
@@ -307,9 +308,11 @@ impl Session {
 
     // What the peer sends.
 
+    /// Takes an attach that took so many bytes on the wire.
     pub(crate) fn on_attach(
         &mut self,
         attach: Attach,
+        bytes: usize,
         shared: &mut Shared,
     ) -> Result<(), Violation> {
         if attach.handle > shared.config.handle_max {
@@ -349,12 +352,20 @@ impl Session {
                 condition::NOT_IMPLEMENTED,
                 "there are no transactions",
             ))
+        } else if shared.asked_bytes + bytes > shared.asked_bytes_max() {
+            Some(Error::new(
+                condition::RESOURCE_LIMIT_EXCEEDED,
+                "too much waits to be attached",
+            ))
         } else {
             None
         };
         let attach = Arc::new(attach);
         let remote_handle = attach.handle;
-        let state = LinkState::Asked(Arc::clone(&attach));
+        let state = LinkState::Asked {
+            attach: Arc::clone(&attach),
+            bytes,
+        };
         let Some(link) = self.add_link(attach.role.opposite(), state, shared) else {
             return Err(session_error(
                 condition::RESOURCE_LIMIT_EXCEEDED,
@@ -364,6 +375,7 @@ impl Session {
         link.remote_handle = Some(remote_handle);
         link.take_peer_values(&attach);
         let id = link.id;
+        shared.asked_bytes += bytes;
         self.handles.insert(remote_handle, id.handle);
         match refusal {
             None => shared.emit(Event::Attach { link: id, attach }),
@@ -613,6 +625,7 @@ impl Session {
         while matches!(self.links.last(), Some(None)) {
             self.links.pop();
         }
+        link.state.release(shared);
         shared.links = shared.links.saturating_sub(1);
         Some(link)
     }

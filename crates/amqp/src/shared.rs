@@ -20,6 +20,8 @@ pub(crate) struct Shared {
     pub(crate) authenticated: bool,
     /// Links over all sessions, those being detached included.
     pub(crate) links: usize,
+    /// Bytes of attaches that the caller has not answered.
+    pub(crate) asked_bytes: usize,
     pub(crate) next_serial: u32,
     /// Bytes of messages of which frames are still to come.
     pub(crate) assembling: usize,
@@ -75,6 +77,15 @@ impl Shared {
             limits.links
         } else {
             limits.links_unauthenticated
+        }
+    }
+
+    pub(crate) fn asked_bytes_max(&self) -> usize {
+        let limits = &self.config.limits;
+        if self.authenticated {
+            limits.asked_bytes
+        } else {
+            limits.asked_bytes_unauthenticated
         }
     }
 

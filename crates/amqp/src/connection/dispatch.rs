@@ -138,7 +138,7 @@ impl Connection {
                 Ok(())
             }
             Flow::CODE => session.on_flow(&Flow::decode(list)?, shared),
-            Attach::CODE => session.on_attach(Attach::decode(list)?, shared),
+            Attach::CODE => session.on_attach(Attach::decode(list)?, list.body().len(), shared),
             Detach::CODE => session.on_detach(Detach::decode(list)?, shared),
             other => return Err(DecodeError::UnknownDescriptor(other)),
         })

@@ -130,6 +130,7 @@ impl Connection {
                 links: 0,
                 next_serial: 0,
                 assembling: 0,
+                asked_bytes: 0,
             },
             partial: BytesMut::new(),
             sessions: Vec::new(),

@@ -6,8 +6,8 @@ use crate::support::{Pair, receiver, sender};
 use fieldpost_amqp::performative::{Attach, Role, SndSettleMode, Source, Target};
 use fieldpost_amqp::value::Described;
 use fieldpost_amqp::{
-    Config, Error, Event, Limits, LinkReply, MAX_MESSAGE_SIZE, Map, Misuse, Symbol, Value,
-    condition, value,
+    Config, Error, Event, Limits, LinkId, LinkReply, MAX_MESSAGE_SIZE, Map, Misuse, SessionId,
+    Symbol, Value, condition, value,
 };
 
 fn pair() -> Pair {
@@ -365,6 +365,75 @@ fn before_authentication_the_limits_are_low() {
     ));
     pair.server.engine.set_authenticated(true);
     pair.attach(session, sender("2"));
+}
+
+#[test]
+fn attaches_without_an_answer_are_held_up_to_a_bound() {
+    let limits = Limits {
+        asked_bytes: 3_000,
+        ..Limits::default()
+    };
+    let config = Config {
+        limits,
+        ..Config::default()
+    };
+    let mut pair = Pair::open(Config::default(), config);
+    // Whatever becomes of them, they count no longer.
+    for way in ["accepted", "refused", "taken back", "session ended"] {
+        let (session, _) = pair.begin();
+        let (ours, theirs) = ask_at_length(&mut pair, session, "1").expect(way);
+        let (_, second) = ask_at_length(&mut pair, session, "2").expect(way);
+        assert_eq!(ask_at_length(&mut pair, session, "3"), None, "{way}");
+        let server = &mut pair.server.engine;
+        match way {
+            "accepted" => server.accept_link(theirs, LinkReply::default()).unwrap(),
+            "refused" => server.refuse_link(theirs, Error::new("a", "b")).unwrap(),
+            "taken back" => pair.client.engine.detach(ours, None).unwrap(),
+            _ => server.end_session(second.session(), None).unwrap(),
+        }
+        pair.run();
+        pair.client.take();
+        pair.server.take();
+        if way == "session ended" {
+            continue;
+        }
+        assert!(ask_at_length(&mut pair, session, "4").is_some(), "{way}");
+        assert_eq!(ask_at_length(&mut pair, session, "5"), None, "{way}");
+        pair.client.engine.end_session(session, None).unwrap();
+        pair.run();
+        pair.client.take();
+        pair.server.take();
+    }
+    let (session, _) = pair.begin();
+    assert!(ask_at_length(&mut pair, session, "1").is_some());
+}
+
+/// Asks for a link with some 1,400 bytes; the ids at the client and the server, or nothing when it
+/// was refused by the engine.
+fn ask_at_length(pair: &mut Pair, session: SessionId, name: &str) -> Option<(LinkId, LinkId)> {
+    let attach = Attach {
+        target: Some(Target {
+            address: Some("x".repeat(1_400)),
+            ..Target::default()
+        }),
+        ..sender(name)
+    };
+    let ours = pair.client.engine.attach(session, attach).unwrap();
+    pair.run();
+    let asked = match pair.server.take()[..] {
+        [Event::Attach { link, .. }] => Some((ours, link)),
+        [] => None,
+        ref other => panic!("expected an attach at most, got {other:?}"),
+    };
+    match &pair.client.take()[..] {
+        [] => assert!(asked.is_some()),
+        [_, Event::Detached { error: Some(e), .. }] => {
+            assert_eq!(e.condition, condition::RESOURCE_LIMIT_EXCEEDED);
+            assert_eq!(asked, None);
+        }
+        other => panic!("expected a refusal at most, got {other:?}"),
+    }
+    asked
 }
 
 #[test]

@@ -155,6 +155,14 @@ pub(crate) fn too_many_links(max: usize) -> Error {
     )
 }
 
+/// A client's name for its end of a link is longer than any that a client makes up.
+pub(crate) fn address_too_long(max: usize) -> Error {
+    Error::new(
+        condition::INVALID_FIELD,
+        format!("The address of the link's target may have {max} bytes"),
+    )
+}
+
 /// More links of devices than one connection may have.
 pub(crate) fn too_many_device_links(max: usize) -> Error {
     Error::new(

@@ -15,7 +15,8 @@ use super::deliveries::{Content, Deliveries};
 use super::grants::Permit;
 use super::reader::{FetchFailed, Fetched, Opening, Reader};
 use super::requests::{
-    self, ANSWERS_IN_ALL_MAX, Answered, Answers, PutToken, REQUEST_CREDIT, Service,
+    self, ANSWERS_IN_ALL_MAX, Answered, Answers, PutToken, REPLY_ADDRESS_BYTES_MAX, REQUEST_CREDIT,
+    Service,
 };
 use super::{Node, STARTS_MAX, Session, queue_turn};
 use crate::context::Transport;
@@ -140,6 +141,10 @@ impl Session {
             Role::Sender => (Node::Requests(service), LinkReply::default()),
             Role::Receiver => {
                 let address = attach.target.as_ref().and_then(|end| end.address.clone());
+                if address.as_ref().map_or(0, String::len) > REPLY_ADDRESS_BYTES_MAX {
+                    let error = error::address_too_long(REPLY_ADDRESS_BYTES_MAX);
+                    return Err(NotOpened::new("address", error));
+                }
                 let reply = LinkReply {
                     // Not every client settles answers that it gets unsettled.
                     snd_settle_mode: Some(SndSettleMode::Settled),

@@ -32,6 +32,10 @@ const ANSWERS_MAX: usize = 100;
 /// Answers that wait on all links of a connection.
 pub(super) const ANSWERS_IN_ALL_MAX: usize = 1000;
 
+/// How long the address may be by which a client knows its end of a link for answers. It makes one
+/// up, mostly with a UUID in it.
+pub(super) const REPLY_ADDRESS_BYTES_MAX: usize = 512;
+
 /// A node that answers requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Service {
