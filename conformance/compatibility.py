@@ -51,11 +51,14 @@ request. **receive**: a message to the device comes with its properties. **compl
 **abandon**, **reject**: what becomes of it; an abandoned one comes again. **key**: the device is \
 given its connection string. **token**: the application makes the token. **X.509 thumbprint**, \
 **X.509 authority**: a certificate that is registered, or one of an authority that is; in all \
-four, wrong credentials are refused. **module**: a module sends with its own key. **renew**: the \
+four, wrong credentials are refused. **module**: a module sends with its own key. **module \
+receiving**: a message to the module comes, and is completed. **renew**: the \
 device goes on long after its first token has ended, with a token that the library made anew, \
 where it makes them, and with one that the application gave it. **reconnect**: the hub is stopped \
 and started, then killed and started, and messages go both ways again. **after**: the device has \
-asked for that fault (operations.md says what it does), and messages go both ways again.
+asked for that fault (operations.md says what it does), and messages go both ways again. \
+**during**: the device has asked to be refused for some time, and sends meanwhile; a note says what \
+its library makes of that, and messages go both ways afterwards.
 """
 
 SIDES = {"devices": "Devices", "services": "Services"}

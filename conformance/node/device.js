@@ -7,6 +7,7 @@
 //
 //   open     connectionString, token or x509 ({host, deviceId, cert, key}); isModule; options for setOptions
 //   listen   to messages, each of which becomes a line {"came": MESSAGE}
+//   reopen   after a line {"gone": TEXT}, by which the library says that it has given up; listens again
 //   poll     over HTTP, for the next message; only the message answers, and nothing when there is none
 //   send     body (base64), properties
 //   batch    bodies
@@ -69,9 +70,17 @@ const actions = {
     else if (token) client = Kind.fromSharedAccessSignature(token, Kept);
     else client = Kind.fromConnectionString(`HostName=${x509.host};DeviceId=${x509.deviceId};x509=true`, Kept);
     client.on('error', (error) => say({ broken: String(error) }));
+    client.on('disconnect', (result) => say({ gone: String(result.transportObj) }));
     const { cert, key } = x509 || {};
     await client.setOptions(settings({ ...options, ...(x509 && { cert, key }) }));
     await client.open();
+  },
+
+  // What an application does that is told of a disconnect.
+  async reopen() {
+    client.removeAllListeners('message');
+    await client.open();
+    actions.listen();
   },
 
   listen() {

@@ -29,6 +29,8 @@ from service import token
 
 #: The longest that the Python SDK takes, so that moving the hub's clock is not taken for silence.
 KEEP_ALIVE_SECONDS = 1740
+#: How long the slowest library takes to come back.
+RECOVERY_SECONDS_MAX = 90
 #: How long a token lives that a client is to replace: short, and long enough for a slow machine.
 SHORT_LIFE_SECONDS = 100
 
@@ -39,6 +41,10 @@ class NotOffered(Exception):
 
 class Refused(Exception):
     """The hub did not take the credentials."""
+
+
+class NotSent(Exception):
+    """The library told the application that the hub did not take a message; the text says how."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,10 @@ def check_absent(where, *words):
     assert not found, f"{where} has {found}: the matrix should use it"
 
 
+class Failed(Exception):
+    """A library failed at something other than taking or sending messages."""
+
+
 class Device:
     """What a cell of the matrix may ask of any of them.
 
@@ -97,6 +107,13 @@ class Device:
 
     def after_restart(self):
         """Whatever the application has to do; most libraries come back by themselves."""
+
+    def after_fault(self, fault):
+        """The same when the hub was not stopped, but the device asked for this fault."""
+        return self.after_restart()
+
+    def after_refusal(self):
+        """Whatever the application has to do when the hub has refused the device for some time."""
 
 
 TOPICS = "MQTT has none; by publishing to a topic that is this hub's own, see operations.md"
@@ -206,7 +223,7 @@ class NodeDevice(Device):
 
     def __init__(self, hub, who, *, transport, short_life=False):
         self.transport = transport
-        self.answers, self.messages = queue.Queue(), queue.Queue()
+        self.answers, self.messages, self.gone = queue.Queue(), queue.Queue(), queue.Queue()
         if who.module_id and transport == "http":
             # With a module's token it calls upon the device's path.
             source = NODE / "node_modules/azure-iot-device-http/dist/http.js"
@@ -244,6 +261,8 @@ class NodeDevice(Device):
             line = self.script.lines.get()
             if "came" in line:
                 self.messages.put(line["came"])
+            elif "gone" in line:
+                self.gone.put(line["gone"])
             else:
                 self.answers.put(line)
                 if line == {"error": "the script ended"}:
@@ -252,15 +271,20 @@ class NodeDevice(Device):
     def _do(self, what, **how):
         self.script.say({"what": what} | how)
         # Longer than the SDK takes to come back after a restart.
-        answer = self.answers.get(timeout=2 * WAIT_SECONDS_MAX)
+        answer = self.answers.get(timeout=RECOVERY_SECONDS_MAX)
         if answer.get("error") == "NotImplementedError":
             raise NotOffered(f"NotImplementedError: {answer['message']}")
         if answer.get("error") == "UnauthorizedError":
             raise Refused(answer["message"])
+        if "error" in answer:
+            raise Failed(answer["error"])
         assert answer == {"done": True}, answer
 
     def send(self, body, properties):
-        self._do("send", body=base64.b64encode(body).decode(), properties=properties)
+        try:
+            self._do("send", body=base64.b64encode(body).decode(), properties=properties)
+        except Failed as error:
+            raise NotSent(str(error)) from error
 
     def batch(self, bodies):
         self._do("batch", bodies=[base64.b64encode(body).decode() for body in bodies])
@@ -308,6 +332,22 @@ class NodeDevice(Device):
         if self.transport == "http":
             return "each request is given a connection of its own"
         return None
+
+    def after_fault(self, fault):
+        if fault != "KillAmqpConnection":
+            return self.after_restart()
+        # It waits 45 s for the end of links that have ended with their connection.
+        self.gone.get(timeout=RECOVERY_SECONDS_MAX)
+        self._do("reopen")
+        return "the library says so after 45 s; the application opens it anew and listens again"
+
+    def after_refusal(self):
+        try:
+            self.gone.get(timeout=1)
+        except queue.Empty:
+            return None
+        self._do("reopen")
+        return "the application opens the library anew"
 
     def close(self):
         self.script.close()
@@ -492,10 +532,13 @@ class ProtonDevice(Device):
         assert status == 200, answer.properties
 
     def send(self, body, properties):
-        delivery = self.sender.send(
-            proton.Message(body=body, inferred=True, properties=dict(properties))
-        )
-        assert delivery.remote_state == proton.Delivery.ACCEPTED, delivery.remote_state
+        message = proton.Message(body=body, inferred=True, properties=dict(properties))
+        try:
+            delivery = self.sender.send(message, error_states=())
+        except proton.utils.LinkDetached as error:
+            raise NotSent(error.condition) from error
+        if delivery.remote_state != proton.Delivery.ACCEPTED:
+            raise NotSent(delivery.remote.condition.name)
 
     def batch(self, bodies):
         check_absent(proton.Delivery, "format")
@@ -540,10 +583,40 @@ class ProtonDevice(Device):
             assert not isinstance(ended, proton.Timeout), "the connection did not end"
         except proton.utils.LinkDetached:
             pass
+        return self._connect_anew()
+
+    def _connect_anew(self):
         self._connect()
         if self.receiver:
             self.listen()
         return "by a new connection, which the application makes"
+
+    def after_fault(self, fault):
+        if fault not in ("KillAmqpSession", "KillAmqpD2CLink", "KillAmqpC2DLink"):
+            return self.after_restart()
+        with contextlib.suppress(proton.utils.LinkDetached):
+            self.connection.wait(self._has_ended, timeout=WAIT_SECONDS_MAX)
+        if fault == "KillAmqpSession":
+            # The blocking client has one session for each connection.
+            self.close()
+            return self._connect_anew()
+        if fault == "KillAmqpD2CLink":
+            self.sender = self.connection.create_sender(f"{self.path}/events")
+        else:
+            self.listen()
+        return "by a new link on the same connection, which the application makes"
+
+    def _has_ended(self):
+        """Whether the hub has ended a link, or the session of the links."""
+        links = [end.link for end in (self.sender, self.receiver) if end]
+        ends = links + [link.session for link in links]
+        return any(end.state & proton.Endpoint.REMOTE_CLOSED for end in ends)
+
+    def after_refusal(self):
+        if not self._has_ended():
+            return None
+        self.close()
+        return self._connect_anew()
 
     def close(self):
         with contextlib.suppress(proton.ProtonException):
@@ -583,18 +656,19 @@ def _node(*names):
 def _rows():
     python, paho = _python("azure-iot-device"), _python("paho-mqtt")
     over_mqtt = frozenset({"batch", "abandon", "reject"})
+    inputs_alone = frozenset({"module receiving"})
     for suffix, words, websocket in (("", "MQTT", False), ("-ws", "MQTT over WebSocket", True)):
         yield Row(
             f"python-mqtt{suffix}", *python, words,
             lambda *given, w=websocket, **more: PythonDevice(*given, websocket=w, **more),
-            over_mqtt,
+            over_mqtt | inputs_alone,
         )
     for transport, words, lacks in (
-        ("mqtt", "MQTT", over_mqtt),
-        ("mqtt-ws", "MQTT over WebSocket", over_mqtt),
-        ("amqp", "AMQP", frozenset({"batch"})),
-        ("amqp-ws", "AMQP over WebSocket", frozenset({"batch"})),
-        ("http", "HTTPS", frozenset({"module"})),
+        ("mqtt", "MQTT", over_mqtt | inputs_alone),
+        ("mqtt-ws", "MQTT over WebSocket", over_mqtt | inputs_alone),
+        ("amqp", "AMQP", frozenset({"batch"}) | inputs_alone),
+        ("amqp-ws", "AMQP over WebSocket", frozenset({"batch"}) | inputs_alone),
+        ("http", "HTTPS", frozenset({"module", "module receiving"})),
     ):
         package = f"azure-iot-device-{transport.removesuffix('-ws')}"
         yield Row(
@@ -620,9 +694,12 @@ FAULTS = {
     "ShutDownMqtt": ("MQTT",),
     "ShutDownAmqp": ("AMQP",),
     "KillAmqpConnection": ("AMQP",),
+    "KillAmqpSession": ("AMQP",),
     "KillAmqpD2CLink": ("AMQP",),
     "KillAmqpC2DLink": ("AMQP",),
 }
+#: Those by which the hub refuses the device for some time, over every protocol.
+STATES = ("InvokeThrottling", "InvokeMaxMessageQuota", "InvokeAuthError")
 
 
 def _without_faults_of_others(row):

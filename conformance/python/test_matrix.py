@@ -5,16 +5,32 @@ each into target/conformance/matrix.jsonl, of which conformance/compatibility.py
 cell that is listed in conformance/known-gaps.json must fail.
 """
 
+import concurrent.futures
+import contextlib
 import json
 import os
+import queue
+import threading
 import time
 import uuid
 
+import proton
 import pytest
 from azure.iot.hub import IoTHubRegistryManager
 
 import certificates
-from devices import FAULTS, ROWS, SHORT_LIFE_SECONDS, NotOffered, Refused, Who, token_of
+from devices import (
+    FAULTS,
+    RECOVERY_SECONDS_MAX,
+    ROWS,
+    SHORT_LIFE_SECONDS,
+    STATES,
+    NotOffered,
+    NotSent,
+    Refused,
+    Who,
+    token_of,
+)
 from hub import ROOT
 from reading import Follower, body_of, events_of
 
@@ -26,6 +42,8 @@ WAIT_SECONDS_MAX = 30
 GRACE_SECONDS = 300
 #: Less than what any protocol here takes for silence.
 STEP_SECONDS = 60
+#: How long the hub refuses a device that asked for it: longer than a cell takes by the wall's clock.
+STATE_SECONDS = 150
 
 
 class Cell:
@@ -79,24 +97,32 @@ class Cell:
             # Over HTTPS nobody is asked before something is sent.
             self.open(**proof).send(b"must not come", {})
 
-    def to_device(self, text, *properties):
+    def to_device(self, text, *properties, module_id=None):
         options = [part for each in properties for part in ("--property", each)]
+        options += ["--module", module_id] if module_id else []
         self.hub.run("c2d", "send", self.device_id, text, "--message-id", text, *options)
 
-    def fate(self, message_id):
-        path = f"/api/c2d/devices/{self.device_id}/trace?messageId={message_id}"
+    def fate(self, message_id, module_id=None):
+        module = f"&moduleId={module_id}" if module_id else ""
+        path = f"/api/c2d/devices/{self.device_id}/trace?messageId={message_id}{module}"
         (found,) = self.hub.admin("GET", path)["messages"]
         return found
 
-    def wait_until(self, outcome, message_id):
+    def wait_until(self, outcome, message_id, **whose):
         """What the hub knows of a message as soon as its last delivery had an outcome."""
         deadline = time.monotonic() + WAIT_SECONDS_MAX
         while True:
-            fate = self.fate(message_id)
+            fate = self.fate(message_id, **whose)
             if fate["attempts"] and fate["attempts"][-1]["outcome"] == outcome:
                 return fate
             # Each look takes a while by itself.
             assert time.monotonic() < deadline, fate
+
+    def refusals(self):
+        """How often the hub has refused anybody anything so far."""
+        counted = ("refused_total", "failures_total")
+        lines = self.hub.metrics().splitlines()
+        return sorted(line for line in lines if any(name in line for name in counted))
 
     def stored(self, count):
         return self.follower.of(self.device_id, count)
@@ -210,6 +236,12 @@ def by_authority(cell):
 
 
 def module(cell):
+    open_module(cell).send(b"from a module", {})
+    event = cell.check_stored_as("module", "sas")
+    assert event.system_properties[b"iothub-connection-module-id"] == b"part"
+
+
+def open_module(cell):
     cell.register_with_key()
     registry = IoTHubRegistryManager.from_connection_string(cell.hub.service_string())
     # A library that knows no modules says so before the hub is asked.
@@ -221,9 +253,23 @@ def module(cell):
         proof = {"token": cell.token(module_id="part")}
     else:
         proof = {"key": cell.key}
-    cell.open(module_id="part", **proof).send(b"from a module", {})
-    event = cell.check_stored_as("module", "sas")
-    assert event.system_properties[b"iothub-connection-module-id"] == b"part"
+    return cell.open(module_id="part", **proof)
+
+
+def module_receives(cell):
+    device = open_module(cell)
+    device.listen()
+    cell.to_device("hello", module_id="part")
+    if "module receiving" in cell.row.lacks:
+        # It has been taken by nobody when what the module sent later has come.
+        device.send(b"still there", {})
+        cell.stored(1)
+        assert cell.fate("hello", module_id="part")["attempts"] == []
+        raise NotOffered("the library listens to a module's inputs alone, which are another thing")
+    message = device.next()
+    assert (message.body, message.message_id) == (b"hello", "hello")
+    device.complete(message)
+    cell.wait_until("completed", "hello", module_id="part")
 
 
 def renew(cell):
@@ -280,25 +326,88 @@ def after(fault):
         device = cell.open_as_usual()
         device.listen()
         cell.check_works(device, "before")
-        device.send(
-            b"a fault",
-            {
-                "AzIoTHub_FaultOperationType": fault,
-                "AzIoTHub_FaultOperationCloseReason": "boom",
-                "AzIoTHub_FaultOperationDelayInSecs": "1",
-            },
-        )
-        deadline = time.monotonic() + WAIT_SECONDS_MAX
-        while "a fault happens" not in cell.hub.log():
-            # Each look takes a while by itself.
-            cell.hub.advance(0)
-            assert time.monotonic() < deadline, cell.hub.log()[-2000:]
-        note = device.after_restart()
+        ask_for(cell, device, fault)
+        note = device.after_fault(fault)
+        if fault.startswith("KillAmqp"):
+            # What is sent before the library is back may be lost with what has ended.
+            check_receives(cell, device, "back", RECOVERY_SECONDS_MAX)
         for number in range(2):
             cell.check_works(device, f"after-{number}")
         return note
 
     return after_fault
+
+
+def during(state):
+    """What a library makes of a hub that refuses its device for some time, and that it works on."""
+
+    def during_state(cell):
+        device = cell.open_as_usual()
+        device.listen()
+        cell.check_works(device, "before")
+        ask_for(cell, device, state, seconds=STATE_SECONDS)
+        refused = cell.refusals()
+        sending = concurrent.futures.Future()
+        threading.Thread(target=outcome_of, args=(device, sending), daemon=True).start()
+        deadline = time.monotonic() + WAIT_SECONDS_MAX
+        while cell.refusals() == refused and not sending.done():
+            # Each look takes a while by itself.
+            assert time.monotonic() < deadline, "nothing was refused"
+        cell.hub.advance(STATE_SECONDS + 1)
+        note = sending.result(timeout=RECOVERY_SECONDS_MAX + 5)
+        how = device.after_refusal()
+        for number in range(2):
+            cell.check_works(device, f"after-{number}")
+        return f"{note}; {how}" if how else note
+
+    return during_state
+
+
+def outcome_of(device, sending):
+    """Sends a message that the hub refuses, and tells what the application hears of that."""
+    try:
+        device.send(b"refused at first", {})
+    except NotSent as told:
+        sending.set_result(f"the application is told: {told}")
+    except Refused:
+        sending.set_result("the application is told that the device is not authorized")
+    except (TimeoutError, queue.Empty):
+        sending.set_result("the application is told nothing; what it sends next arrives")
+    except BaseException as error:
+        sending.set_exception(error)
+    else:
+        sending.set_result("the library sends again until the hub takes it")
+
+
+def ask_for(cell, device, fault, *, seconds=None):
+    """Has a device ask for a fault, and returns when it happens."""
+    asked = {
+        "AzIoTHub_FaultOperationType": fault,
+        "AzIoTHub_FaultOperationCloseReason": "boom",
+        "AzIoTHub_FaultOperationDelayInSecs": "1",
+    }
+    if seconds:
+        asked["AzIoTHub_FaultOperationDurationInSecs"] = str(seconds)
+    device.send(b"a fault", asked)
+    deadline = time.monotonic() + WAIT_SECONDS_MAX
+    while "a fault happens" not in cell.hub.log():
+        # Each look takes a while by itself.
+        cell.hub.advance(0)
+        assert time.monotonic() < deadline, cell.hub.log()[-2000:]
+
+
+def check_receives(cell, device, text, seconds):
+    """That a message to the device comes within this time, of the wall's clock."""
+    cell.to_device(text)
+    deadline = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(queue.Empty, proton.Timeout):
+            message = device.next()
+            break
+        assert time.monotonic() < deadline, "no message comes"
+    assert message.message_id == text
+    device.complete(message)
+    cell.wait_until("completed", text)
 
 
 #: The columns.
@@ -314,11 +423,14 @@ FEATURES = {
     "X.509 thumbprint": by_thumbprint,
     "X.509 authority": by_authority,
     "module": module,
+    "module receiving": module_receives,
     "renew": renew,
     "reconnect": reconnect,
-} | {f"after: {fault}": after(fault) for fault in FAULTS}
+}
+FEATURES |= {f"after: {fault}": after(fault) for fault in FAULTS}
+FEATURES |= {f"during: {state}": during(state) for state in STATES}
 #: These stop their hub or move its clock.
-WITH_OWN_HUB = {"renew", "reconnect"} | {name for name in FEATURES if name.startswith("after: ")}
+WITH_OWN_HUB = {"renew", "reconnect"} | {name for name in FEATURES if ": " in name}
 
 #: What runs without more: each row and each column at least once, in half a minute.
 CROSS_SECTION = [
@@ -340,9 +452,14 @@ CROSS_SECTION = [
     ("python-mqtt", "after: KillTcp"),
     ("node-mqtt", "after: ShutDownMqtt"),
     ("proton", "after: ShutDownAmqp"),
+    ("proton", "module receiving"),
     ("proton", "after: KillAmqpConnection"),
+    ("proton", "after: KillAmqpSession"),
     ("node-amqp", "after: KillAmqpD2CLink"),
-    ("node-amqp-ws", "after: KillAmqpC2DLink"),
+    ("proton", "after: KillAmqpC2DLink"),
+    ("python-mqtt", "during: InvokeThrottling"),
+    ("node-http", "during: InvokeMaxMessageQuota"),
+    ("proton", "during: InvokeAuthError"),
 ]
 EVERY_CELL = [(row, feature) for row in ROWS for feature in FEATURES]
 
