@@ -112,6 +112,9 @@ class Device:
         """The same when the hub was not stopped, but the device asked for this fault."""
         return self.after_restart()
 
+    def until_cut_off(self):
+        """Until the library has seen that the hub has ended its connection, where it would tell."""
+
     def after_refusal(self):
         """Whatever the application has to do when the hub has refused the device for some time."""
 
@@ -170,7 +173,10 @@ class PythonDevice(Device):
     def send(self, body, properties):
         message = Message(body)
         message.custom_properties.update(properties)
-        _in_time(self.client.send_message, message)
+        try:
+            _in_time(self.client.send_message, message)
+        except CredentialError as error:
+            raise Refused(str(error)) from error
 
     def batch(self, bodies):
         check_absent(self.client, "batch", "messages")
@@ -180,6 +186,10 @@ class PythonDevice(Device):
         # The SDK refuses to send while it has no connection.
         while self.states.get(timeout=WAIT_SECONDS_MAX) is not True:
             pass
+
+    def until_cut_off(self):
+        # What is sent before that is never answered, not even when the library gives up.
+        assert self.states.get(timeout=WAIT_SECONDS_MAX) is False
 
     def listen(self):
         self.client.on_message_received = self.messages.put
@@ -277,14 +287,15 @@ class NodeDevice(Device):
         if answer.get("error") == "UnauthorizedError":
             raise Refused(answer["message"])
         if "error" in answer:
-            raise Failed(answer["error"])
+            raise Failed(answer["error"], answer.get("message"))
         assert answer == {"done": True}, answer
 
     def send(self, body, properties):
         try:
             self._do("send", body=base64.b64encode(body).decode(), properties=properties)
         except Failed as error:
-            raise NotSent(str(error)) from error
+            # The name alone: the text may tell of the attempt.
+            raise NotSent(error.args[0]) from error
 
     def batch(self, bodies):
         self._do("batch", bodies=[base64.b64encode(body).decode() for body in bodies])
@@ -346,7 +357,11 @@ class NodeDevice(Device):
             self.gone.get(timeout=1)
         except queue.Empty:
             return None
-        self._do("reopen")
+        try:
+            self._do("reopen")
+        except Failed:
+            # It was still at ending what it had; an application tries again.
+            self._do("reopen")
         return "the application opens the library anew"
 
     def close(self):

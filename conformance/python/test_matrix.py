@@ -346,6 +346,8 @@ def during(state):
         device.listen()
         cell.check_works(device, "before")
         ask_for(cell, device, state, seconds=STATE_SECONDS)
+        if state == "InvokeAuthError":
+            device.until_cut_off()
         refused = cell.refusals()
         sending = concurrent.futures.Future()
         threading.Thread(target=outcome_of, args=(device, sending), daemon=True).start()
@@ -457,6 +459,7 @@ CROSS_SECTION = [
     ("proton", "after: KillAmqpSession"),
     ("node-amqp", "after: KillAmqpD2CLink"),
     ("proton", "after: KillAmqpC2DLink"),
+    ("node-amqp-ws", "after: KillAmqpC2DLink"),
     ("python-mqtt", "during: InvokeThrottling"),
     ("node-http", "during: InvokeMaxMessageQuota"),
     ("proton", "during: InvokeAuthError"),
