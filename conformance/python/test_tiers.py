@@ -14,6 +14,7 @@ import requests
 import service
 from conftest import trusted
 from devices import token_of
+from hostile import wait_until
 from reading import body_of, consumer, read_until
 
 API_VERSION = "2021-04-12"
@@ -234,6 +235,11 @@ def test_the_quota_ends_a_connection_over_mqtt(used_up):
     client.on_disconnect = lambda *_: (client.disconnect(), ended.set())
     client.connect(hub.address, 8883)
     client.loop_start()
+    counted = 'fieldpost_connections_refused_total{protocol="mqtt",reason="not_taken"} 1'
+    wait_until(lambda: counted in hub.metrics(), "nothing was refused")
+    # It would be back in a moment and send the same again.
+    assert not ended.is_set()
+    hub.advance(10)
     assert ended.wait(WAIT_SECONDS_MAX)
     client.loop_stop()
     assert not published

@@ -418,7 +418,8 @@ fn ask_at_length(pair: &mut Pair, session: SessionId, name: &str) -> Option<(Lin
         }),
         ..sender(name)
     };
-    let ours = pair.client.engine.attach(session, attach).unwrap();
+    let ours = pair.client.engine.attach(session, attach);
+    let ours = ours.expect("the session has begun");
     pair.run();
     let asked = match pair.server.take()[..] {
         [Event::Attach { link, .. }] => Some((ours, link)),

@@ -214,6 +214,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocketBytes<S> {
         };
         unmask(&mut payload, mask, 0);
         match opcode {
+            // Nothing goes out behind a close.
+            Control::Ping if self.close_sent => {}
             Control::Ping => self.queue(Frame::pong(payload)),
             Control::Close => {
                 let code = match payload.first_chunk() {
@@ -237,6 +239,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocketBytes<S> {
     /// Queues a close frame and ends the stream for the reader.
     fn close(&mut self, code: CloseCode) {
         self.ended = true;
+        self.say_close(code);
+    }
+
+    fn say_close(&mut self, code: CloseCode) {
         if !self.close_sent {
             self.close_sent = true;
             self.queue(Frame::close(Some(CloseFrame {
@@ -368,11 +374,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WebSocketBytes<S> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if !this.close_sent {
-            this.close(CloseCode::Normal);
-        }
+        this.say_close(CloseCode::Normal);
         ready!(this.poll_drain(cx))?;
         ready!(Pin::new(&mut this.stream).poll_flush(cx))?;
+        // RFC 6455, section 7.1.1: the connection goes after both have said close. paho-mqtt 1, on
+        // which Python's device SDK stands, does not survive one that is gone when it answers.
+        let mut scratch = [0; 512];
+        while !this.ended {
+            let mut ignored = ReadBuf::new(&mut scratch);
+            if ready!(Pin::new(&mut *this).poll_read(cx, &mut ignored)).is_err() {
+                this.ended = true;
+            }
+        }
         Pin::new(&mut this.stream).poll_shutdown(cx)
     }
 }
@@ -527,6 +540,29 @@ mod tests {
         peer.read_exact(&mut head).await.unwrap();
         assert_eq!(head[..2], [0x82, 126]);
         assert_eq!(u16::from_be_bytes([head[2], head[3]]), 34464);
+    }
+
+    #[tokio::test]
+    async fn a_close_is_answered_before_the_connection_goes() {
+        let (mut socket, mut peer, _) = pair();
+        peer.write_all(&frame(0x82, b"on its way")).await.unwrap();
+        let closing = async {
+            socket.shutdown().await.unwrap();
+            drop(socket);
+        };
+        let answering = async {
+            let mut close = [0; 4];
+            peer.read_exact(&mut close).await.unwrap();
+            assert_eq!(close, [0x88, 2, 0x03, 0xe8]);
+            // Not masked, as paho sends it, and a ping before it gets no answer.
+            peer.write_all(&frame(0x89, b"hi")).await.unwrap();
+            tokio::task::yield_now().await;
+            peer.write_all(&close).await.unwrap();
+            let mut rest = Vec::new();
+            peer.read_to_end(&mut rest).await.unwrap();
+            assert_eq!(rest, b"");
+        };
+        tokio::join!(closing, answering);
     }
 
     #[tokio::test]

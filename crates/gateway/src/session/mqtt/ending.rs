@@ -101,6 +101,8 @@ impl Ending {
     fn counted_as(&self) -> Option<&'static str> {
         Some(match self {
             Self::Disconnected | Self::Closed | Self::Broken(_) | Self::Drained => return None,
+            // Was counted with the refusal, which came before.
+            Self::NotTaken(_) => return None,
             Self::Silent(_) => "silent",
             Self::Refused(Refused::NotReady) => "not_ready",
             Self::Refused(Refused::Throttled) => "throttled",
@@ -109,7 +111,6 @@ impl Ending {
             Self::ForeignWill | Self::ForeignTopic => "foreign_topic",
             Self::ForeignFilter => "foreign_filter",
             Self::MessageTooLarge { .. } => "message_too_large",
-            Self::NotTaken(_) => "not_taken",
             Self::Evicted(_) => "evicted",
             Self::OnDemand(_) => "on_demand",
             Self::TokenExpired => "token_expired",

@@ -25,12 +25,13 @@ use tracing::{Span, debug};
 use super::deliver::{Deliveries, Recipient, count_unmatched};
 use super::ending::Ending;
 use super::handshake::Opened;
-use super::publishing::{Published, publish_to_hub};
+use super::publishing::{Published, Refusing, publish_to_hub};
 use super::subscribing::{Answer, Change, SubscriptionState};
 use super::twin;
 use super::will::Will;
 use crate::clock::{Alarm, within};
 use crate::context::ConnectionContext;
+use crate::figures::count_refused;
 use crate::io::{Input, SCRATCH_BYTES, poll_read_scratch_up_to, poll_write_all};
 
 /// Answers that a client may leave unread before nothing more is read from it. Messages that it has
@@ -82,6 +83,7 @@ struct Core {
     /// Nothing is read, for the store's or the window's sake.
     paused: bool,
     draining_until: Option<Duration>,
+    refusing: Option<Box<Refusing>>,
     unflushed: bool,
     /// How much of the unwritten output is messages to the device, at most.
     delivery_bytes: usize,
@@ -158,6 +160,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Running<S> {
                 usual_packet_bytes: SMALL_PACKET_BYTES,
                 paused: false,
                 draining_until: None,
+                refusing: None,
                 unflushed: true,
                 delivery_bytes: 0,
                 write_error: None,
@@ -581,11 +584,17 @@ impl Core {
             };
             read.packets += 1;
             match event {
+                // Acknowledgements are cumulative, and one that was refused came before it.
+                ServerEvent::Publish { .. } if self.refusing.is_some() => {}
                 ServerEvent::Publish { publish, ticket } => {
-                    read.ticket = ticket.or(read.ticket);
                     let published =
                         publish_to_hub(&self.principal.identity, &mut self.sender, &publish)?;
                     match published {
+                        Published::Refused(refused) => {
+                            count_refused("mqtt", "not_taken");
+                            self.refusing = Some(Box::new(Refusing::new(refused, now)));
+                            continue;
+                        }
                         Published::Verdict(settlement, name) => {
                             read.concerns_others = true;
                             let deliveries = self.deliveries.as_mut();
@@ -601,6 +610,7 @@ impl Core {
                         Published::TwinRequest(request_id) => self.answer_twin(&request_id),
                         Published::Ignored => {}
                     }
+                    read.ticket = ticket.or(read.ticket);
                 }
                 ServerEvent::Puback { packet_id } => {
                     read.concerns_others = true;
@@ -691,6 +701,7 @@ impl Core {
             silence,
             self.held_until(),
             self.draining_until,
+            self.refusing.as_ref().map(|refusing| refusing.until),
             Some(self.expiry_due),
         ];
         let (timer, due) = (self.context.timer(), due.into_iter().flatten().min());
@@ -710,6 +721,9 @@ impl Core {
         let now = self.context.monotonic();
         if self.draining_until.is_some_and(|until| now >= until) {
             return Err(Ending::Drained);
+        }
+        if let Some(refusing) = self.refusing.take_if(|refusing| now >= refusing.until) {
+            return Err(Ending::NotTaken(refusing.refused));
         }
         if now >= self.expiry_due {
             // The wall clock decides, and it may have been set since.

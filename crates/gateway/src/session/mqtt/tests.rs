@@ -753,7 +753,7 @@ async fn an_idle_connection_is_small() {
     let socket = TcpStream::connect(listener.local_addr().unwrap()).await;
     let served = crate::listen::serve_mqtt(socket.unwrap(), context);
     check("the future", size_of_val(&served), 144);
-    check("an open one", size_of::<Running<TcpStream>>(), 1040);
+    check("an open one", size_of::<Running<TcpStream>>(), 1048);
     check("TLS", size_of::<Running<Box<TlsStream<TcpStream>>>>(), 1024);
     check("what it holds of C2D", size_of::<Deliveries>(), 224);
 }

@@ -222,8 +222,18 @@ async fn a_device_in_test_mode_can_ask_for_faults() {
             tokio::task::yield_now().await;
         }
         device.publish(EVENTS, b"too much");
+        // And not at once: it would be back at once.
+        device.ping().await;
+        // Nothing more is taken, and a later acknowledgement would be one of the first as well.
+        let topic = "$iothub/methods/res/200/?$rid=1";
+        device.publish(topic, b"");
+        device.publish(EVENTS, b"behind it");
+        device.ping().await;
+        fleet.hub.clock.advance(Duration::from_millis(999));
+        device.ping().await;
+        fleet.hub.clock.advance(Duration::from_secs(10));
         device.expect(Seen::Closed).await;
-        fleet.hub.clock.advance(Duration::from_secs(20));
+        fleet.hub.clock.advance(Duration::from_secs(10));
     }
 
     let mut device = fleet.connected().await;
