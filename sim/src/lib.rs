@@ -132,7 +132,7 @@ async fn live(
         host_name: "localhost".to_owned(),
         device_id: None,
         policy: Some("service".to_owned()),
-        key: key.clone(),
+        key: Some(key.clone()),
         entity_path: entity.map(str::to_owned),
     };
     let events = connection_string(Some("hub"));
@@ -159,7 +159,7 @@ async fn live(
             connection_string: ConnectionString {
                 device_id: Some(id.as_str().to_owned()),
                 policy: None,
-                key: key.clone(),
+                key: Some(key.clone()),
                 ..connection_string(None)
             },
             world: Arc::clone(world),

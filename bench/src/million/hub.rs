@@ -135,7 +135,7 @@ impl Hub {
                 host_name: self.host.clone(),
                 device_id: Some(name.to_owned()),
                 policy: None,
-                key: KEY.to_owned(),
+                key: Some(KEY.to_owned()),
                 entity_path: None,
             },
             address: Some(self.process.at(8883)),

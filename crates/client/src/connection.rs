@@ -32,7 +32,8 @@ pub(crate) struct Access {
     pub(crate) trust: Trust,
     /// What the token is for.
     pub(crate) resource: String,
-    pub(crate) key: String,
+    /// What signs tokens. Without it there are none, and the certificate that TLS has shown must do.
+    pub(crate) key: Option<String>,
     pub(crate) rule: KeyRule,
     pub(crate) policy: Option<String>,
     /// The present, from which tokens count.
@@ -64,7 +65,7 @@ impl AmqpError {
     }
 }
 
-/// A connection on which a token was put.
+/// A connection on which a token was put, if tokens are what proves who this is.
 pub(crate) struct HubConnection {
     pub(crate) engine: Connection,
     /// What happened on links other than those for requests, and was not looked at.
@@ -100,7 +101,10 @@ impl HubConnection {
             ..Config::default()
         };
         let sasl = ClientSasl {
-            mechanism: Symbol::from_static(mechanism::ANONYMOUS),
+            mechanism: Symbol::from_static(match access.key {
+                Some(_) => mechanism::ANONYMOUS,
+                None => mechanism::EXTERNAL,
+            }),
             initial_response: None,
         };
         let stream = transport::open(&host, AMQPS_PORT, access.address, &access.trust).await?;
@@ -135,6 +139,9 @@ impl HubConnection {
         while self.session.is_none() {
             self.exchange().await?;
         }
+        if self.access.key.is_none() {
+            return Ok(());
+        }
         let requests = self.request_links("$cbs").await?;
         self.cbs = Some(requests);
         let number = self.put_token(requests)?;
@@ -145,10 +152,12 @@ impl HubConnection {
     /// Sends a token for the next hour and gives the request's number.
     fn put_token(&mut self, requests: LinkId) -> Result<u64, AmqpError> {
         let access = &self.access;
+        let key = access.key.as_deref();
+        let key = key.ok_or_else(|| protocol("there is no key to sign a token with"))?;
         let now = access.now.saturating_add(self.started.elapsed());
         let token = token::sign(
             &access.resource,
-            &access.key,
+            key,
             access.rule,
             access.policy.as_deref(),
             now.saturating_add(TOKEN_LIFE),

@@ -13,8 +13,8 @@ pub struct ConnectionString {
     pub device_id: Option<String>,
     /// `SharedAccessKeyName`, of a service.
     pub policy: Option<String>,
-    /// `SharedAccessKey` as text.
-    pub key: String,
+    /// `SharedAccessKey` as text; of a device that shows a certificate instead (`x509=true`), none.
+    pub key: Option<String>,
     /// `EntityPath`, of an Event Hubs endpoint.
     pub entity_path: Option<String>,
 }
@@ -39,6 +39,7 @@ impl std::str::FromStr for ConnectionString {
         let mut policy = None;
         let mut key = None;
         let mut entity_path = None;
+        let mut shows_certificate = false;
         for part in text.trim().split(';').filter(|part| !part.is_empty()) {
             let (name, value) = part.split_once('=').ok_or(InvalidConnectionString::Part)?;
             let value = value.to_owned();
@@ -49,13 +50,17 @@ impl std::str::FromStr for ConnectionString {
                 "sharedaccesskeyname" => policy = Some(value),
                 "sharedaccesskey" => key = Some(value),
                 "entitypath" => entity_path = Some(value),
+                "x509" => shows_certificate = value.eq_ignore_ascii_case("true"),
                 // Whatever else there is means nothing to these clients.
                 _ => {}
             }
         }
+        if key.is_none() && !shows_certificate {
+            return Err(InvalidConnectionString::Missing("SharedAccessKey"));
+        }
         Ok(Self {
             host_name: host_name.ok_or(InvalidConnectionString::Missing("HostName"))?,
-            key: key.ok_or(InvalidConnectionString::Missing("SharedAccessKey"))?,
+            key,
             device_id,
             policy,
             entity_path,
@@ -82,7 +87,7 @@ impl fmt::Debug for ConnectionString {
             .field("host_name", &self.host_name)
             .field("device_id", &self.device_id)
             .field("policy", &self.policy)
-            .field("key", &"***")
+            .field("key", &self.key.as_ref().map(|_| "***"))
             .field("entity_path", &self.entity_path)
             .finish()
     }
@@ -99,7 +104,9 @@ mod tests {
                 .parse()
                 .unwrap();
         assert_eq!(device.device_id.as_deref(), Some("d=1"));
-        assert_eq!(device.key, "a2V5PQ==");
+        assert_eq!(device.key.as_deref(), Some("a2V5PQ=="));
+        let with_certificate: ConnectionString = "HostName=h;DeviceId=d;x509=true".parse().unwrap();
+        assert_eq!(with_certificate.key, None);
         let events: ConnectionString =
             "Endpoint=sb://hub.localhost:5671/;SharedAccessKeyName=service;SharedAccessKey=k;EntityPath=hub"
                 .parse()

@@ -25,11 +25,11 @@ const MQTTS_PORT: u16 = 8883;
 pub struct DeviceOptions {
     /// Who the device is and where its hub is.
     pub connection_string: ConnectionString,
-    /// Where to connect instead of port 8883 of the host name.
+    /// Where to connect instead of the protocol's port of the host name.
     pub address: Option<SocketAddr>,
-    /// How the hub's certificate is checked.
+    /// How the hub's certificate is checked, and which is shown by a device that has no key.
     pub trust: Trust,
-    /// Longest silence, in seconds; 0 for none.
+    /// Longest silence over MQTT, in seconds; 0 for none.
     pub keep_alive_s: u16,
     /// The present, from which the token's hour of life counts.
     pub now: Timestamp,
@@ -96,6 +96,36 @@ pub enum DeviceError {
     Send(#[from] fieldpost_mqtt::SendError),
 }
 
+impl DeviceOptions {
+    pub(crate) fn device_id(&self) -> &str {
+        self.connection_string
+            .device_id
+            .as_deref()
+            .unwrap_or_default()
+    }
+
+    /// What the device's tokens are for.
+    pub(crate) fn resource(&self) -> String {
+        format!(
+            "{}/devices/{}",
+            self.connection_string.host_name,
+            self.device_id()
+        )
+    }
+
+    /// A token that is good for an hour; none of a device that shows a certificate.
+    pub(crate) fn token(&self) -> Option<String> {
+        let key = self.connection_string.key.as_deref()?;
+        Some(token::sign(
+            &self.resource(),
+            key,
+            KeyRule::Decoded,
+            None,
+            self.now.saturating_add(Duration::from_secs(3600)),
+        ))
+    }
+}
+
 impl Device {
     /// Connects and waits until the hub has accepted the device.
     ///
@@ -103,15 +133,9 @@ impl Device {
     /// When there is no connection, or the hub refuses the device.
     pub async fn connect(options: &DeviceOptions) -> Result<Self, ConnectError> {
         let string = &options.connection_string;
-        let device_id = string.device_id.as_deref().unwrap_or_default();
+        let device_id = options.device_id();
         let host = &string.host_name;
-        let token = token::sign(
-            &format!("{host}/devices/{device_id}"),
-            &string.key,
-            KeyRule::Decoded,
-            None,
-            options.now.saturating_add(Duration::from_secs(3600)),
-        );
+        let token = options.token();
         let user_name = format!("{host}/{device_id}/?api-version=2021-04-12");
         let connect = Connect {
             client_id: device_id,
@@ -119,7 +143,7 @@ impl Device {
             keep_alive_s: options.keep_alive_s,
             will: None,
             user_name: Some(&user_name),
-            password: Some(token.as_bytes()),
+            password: token.as_deref().map(str::as_bytes),
         };
         let limits = ClientOptions {
             // Device ids may hold them, and stand in topics as they are.

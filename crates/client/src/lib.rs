@@ -1,7 +1,7 @@
 //! A device, a reader and a service, on the client roles of the protocol engines.
 //!
-//! They speak to a hub as any SDK does: over TLS, with connection strings and SAS tokens. The demo,
-//! `monitor`, `send`, `c2d send`, benches and tests use them. None spawns tasks: whoever holds one drives it by
+//! They speak to a hub as any SDK does: over TLS, with connection strings and SAS tokens, and devices with
+//! certificates too. The demo, `monitor`, `send`, `c2d send`, benches and tests use them. None spawns tasks: whoever holds one drives it by
 //! awaiting its methods, and dropping it closes the connection.
 
 mod connection;
@@ -22,4 +22,4 @@ pub use device::{Command, Device, DeviceEvent, DeviceOptions};
 pub use fieldpost_mqtt::PacketId;
 pub use reader::{Event, Reader, ReaderOptions, Start};
 pub use service::{Service, ServiceEvent, ServiceOptions};
-pub use transport::{ConnectError, Dialing, Network, NetworkStream, Trust};
+pub use transport::{ConnectError, Dialing, Network, NetworkStream, OwnCertificate, Trust};

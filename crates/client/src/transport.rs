@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use rustls::ClientConfig;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -29,6 +29,9 @@ pub enum ConnectError {
     /// The trusted certificate cannot be read.
     #[error("the CA certificate is not usable: {0}")]
     Trust(String),
+    /// The certificate to be shown, or its private key, cannot be read.
+    #[error("the device's certificate is not usable: {0}")]
+    Certificate(String),
     /// The hub refused who we are.
     #[error("the hub refused the connection: {0}")]
     Refused(String),
@@ -46,6 +49,15 @@ pub enum Trust {
     Tls(Arc<ClientConfig>),
     /// No socket and no certificate: streams of a network of the caller's own, as a simulation has.
     Network(Arc<dyn Network>),
+}
+
+/// A certificate by which a device proves who it is.
+#[derive(Clone)]
+pub struct OwnCertificate {
+    /// It and those between it and its root, in PEM.
+    pub chain_pem: String,
+    /// Its private key, in PEM.
+    pub key_pem: String,
 }
 
 /// A network that is not this machine's.
@@ -68,6 +80,18 @@ impl Trust {
     /// # Errors
     /// When the text holds no certificate.
     pub fn in_pem(pem: &str) -> Result<Self, ConnectError> {
+        Self::tls(pem, None)
+    }
+
+    /// The same, and shows a certificate of one's own to a hub that asks for it.
+    ///
+    /// # Errors
+    /// When a text does not hold what it must, or the key is not the certificate's.
+    pub fn in_pem_showing(pem: &str, own: &OwnCertificate) -> Result<Self, ConnectError> {
+        Self::tls(pem, Some(own))
+    }
+
+    fn tls(pem: &str, own: Option<&OwnCertificate>) -> Result<Self, ConnectError> {
         let unusable = |error: &dyn std::fmt::Display| ConnectError::Trust(error.to_string());
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
@@ -82,8 +106,22 @@ impl Trust {
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|e| unusable(&e))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+            .with_root_certificates(roots);
+        let config = match own {
+            None => config.with_no_client_auth(),
+            Some(own) => {
+                let unusable =
+                    |error: &dyn std::fmt::Display| ConnectError::Certificate(error.to_string());
+                let chain = CertificateDer::pem_slice_iter(own.chain_pem.as_bytes())
+                    .collect::<Result<Vec<_>, _>>()
+                    .map_err(|e| unusable(&e))?;
+                let key = PrivateKeyDer::from_pem_slice(own.key_pem.as_bytes())
+                    .map_err(|e| unusable(&e))?;
+                config
+                    .with_client_auth_cert(chain, key)
+                    .map_err(|e| unusable(&e))?
+            }
+        };
         Ok(Self::Tls(Arc::new(config)))
     }
 }

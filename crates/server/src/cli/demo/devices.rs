@@ -153,7 +153,7 @@ async fn register(
             host_name: "localhost".to_owned(),
             device_id: Some(id.as_str().to_owned()),
             policy: None,
-            key: keys.primary.expose().to_owned(),
+            key: Some(keys.primary.expose().to_owned()),
             entity_path: None,
         },
         address: Some(address),

@@ -242,7 +242,7 @@ fn service_string(process: &Process) -> anyhow::Result<ConnectionString> {
         host_name: process.endpoints().host_name.clone(),
         device_id: None,
         policy: Some(policy.name.to_owned()),
-        key: policy.primary.expose().to_owned(),
+        key: Some(policy.primary.expose().to_owned()),
         entity_path: None,
     })
 }

@@ -100,7 +100,10 @@ async fn look(hub: &HubProcess, book: &Book) -> Result<bool> {
     };
     ensure!(*ca == ca_of(hub)?, "the CA certificate is another one");
     let service = connection_string(&admin, "policy=service").await?;
-    ensure!(*key == service.key, "a policy's key is another one");
+    ensure!(
+        Some(key) == service.key.as_ref(),
+        "a policy's key is another one"
+    );
     if book.has_settings {
         let settings = admin.get("/api/hub").await?;
         let count = settings.pointer("/properties/cloudToDevice/maxDeliveryCount");

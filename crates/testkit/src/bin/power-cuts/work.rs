@@ -105,7 +105,8 @@ async fn live(work: &Work, binary: &Path) -> Result<()> {
         life: work.life,
     });
     let service = connection_string(&scene.admin, "policy=service").await?;
-    scene.note(&format!("identity {} {}", ca_of(&hub)?, service.key))?;
+    let key = service.key.as_deref().context("a policy without a key")?;
+    scene.note(&format!("identity {} {key}", ca_of(&hub)?))?;
     set_up(&scene).await?;
 
     let (accepted, mut progress) = watch::channel(0);
@@ -173,7 +174,7 @@ pub(crate) fn device_options(
             host_name: host.to_owned(),
             device_id: Some(device.to_owned()),
             policy: None,
-            key: KEY.to_owned(),
+            key: Some(KEY.to_owned()),
             entity_path: None,
         },
         address: Some(address),
