@@ -1,4 +1,7 @@
-//! A device that sends telemetry and takes commands over MQTT.
+//! A device that sends telemetry and takes commands over MQTT; below, the same over AMQP and HTTPS.
+
+mod amqp;
+mod https;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -10,12 +13,16 @@ use fieldpost_mqtt::{
     ClientConnection, ClientEvent, ClientOptions, Connack, Connect, Message, PacketId, Publish,
     Qos, SubackCode,
 };
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::time::Instant;
 
 use crate::connection_string::ConnectionString;
 use crate::link::Link;
 use crate::token::{self, KeyRule};
 use crate::transport::{self, ConnectError, Trust};
+
+pub use amqp::{AmqpCommand, AmqpDevice};
+pub use https::{HttpsCommand, HttpsDevice, HttpsError};
 
 /// The port of MQTT over TLS.
 const MQTTS_PORT: u16 = 8883;
@@ -123,6 +130,12 @@ impl DeviceOptions {
             None,
             self.now.saturating_add(Duration::from_secs(3600)),
         ))
+    }
+
+    /// The beginning of the device's paths and addresses, `/devices/{id}`.
+    pub(crate) fn path(&self) -> String {
+        let id = utf8_percent_encode(self.device_id(), NON_ALPHANUMERIC);
+        format!("/devices/{id}")
     }
 }
 

@@ -28,16 +28,28 @@ impl FakeHub {
         (listener, address)
     }
 
-    /// Takes one connection and lets the client in.
+    /// Takes one connection and lets the client in, which puts a token.
     pub(crate) async fn accept(listener: TcpListener) -> Self {
-        let (stream, _) = listener.accept().await.unwrap();
-        let mut hub = Self {
-            engine: Connection::server(Arc::default(), &[mechanism::ANONYMOUS]),
-            stream,
-            answers: None,
-        };
+        let mut hub = Self::listen(listener, &[mechanism::ANONYMOUS]).await;
         hub.grant().await;
         hub
+    }
+
+    /// Takes one connection and lets the client in by its certificate.
+    pub(crate) async fn accept_certificate(listener: TcpListener) -> Self {
+        let mut hub = Self::listen(listener, &[mechanism::EXTERNAL]).await;
+        while !matches!(hub.event().await, Event::SaslInit(_)) {}
+        hub.engine.sasl_outcome(SaslCode::Ok).unwrap();
+        hub
+    }
+
+    async fn listen(listener: TcpListener, mechanisms: &'static [&'static str]) -> Self {
+        let (stream, _) = listener.accept().await.unwrap();
+        Self {
+            engine: Connection::server(Arc::default(), mechanisms),
+            stream,
+            answers: None,
+        }
     }
 
     /// Lets the client in.
