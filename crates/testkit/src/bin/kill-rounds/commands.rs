@@ -1,11 +1,12 @@
 //! Messages to devices that live through the kills.
 //!
 //! One back end numbers its messages and asks for feedback about most of them. Some are completed, some
-//! rejected or abandoned until the hub gives up, over MQTT and over HTTPS; some expire, some are purged. A
+//! rejected or abandoned until the hub gives up, over MQTT, AMQP and HTTPS; some expire, some are purged. A
 //! book outside the hub's process remembers what was accepted, what came where, and what feedback said.
 
 mod book;
 mod plan;
+mod takers;
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
@@ -14,9 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use fieldpost_client::device::{DeviceError, DeviceEvent};
 use fieldpost_client::service::{Service, ServiceEvent, ServiceOptions, address_of};
-use fieldpost_client::{Device, DeviceOptions};
 use fieldpost_model::{CloudMessage, DeviceId};
 use fieldpost_testkit::hub::{HubProcess, now};
 use serde_json::{Value, json};
@@ -26,17 +25,16 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use self::book::Book;
-use self::plan::{DELIVERIES_MAX, Fate, POLLER, PURGED, Plan};
-use super::PATIENCE;
+use self::plan::{DELIVERIES_MAX, POLLER, PURGED, Plan};
+use self::takers::take_forever;
+use super::fleet::Registrar;
+use super::{PATIENCE, RETRY};
 
 /// Messages that the back end has in flight.
 const WINDOW: usize = 64;
 
 /// The back end fills its window this often: kills are what is wanted, not volume.
 const PACE: Duration = Duration::from_millis(20);
-
-/// How long whoever lost the hub waits before the next try.
-const RETRY: Duration = Duration::from_millis(50);
 
 /// The back end, the devices, and the book about them.
 pub(crate) struct Commands {
@@ -47,7 +45,11 @@ pub(crate) struct Commands {
 
 impl Commands {
     /// Registers the devices and starts everybody.
-    pub(crate) async fn start(hub: &HubProcess, python: &Path) -> Result<Self> {
+    pub(crate) async fn start(
+        hub: &HubProcess,
+        registrar: &Registrar<'_>,
+        python: &Path,
+    ) -> Result<Self> {
         let book = Arc::<Mutex<Book>>::default();
         let mut tasks = Vec::new();
         let settings = json!({
@@ -58,21 +60,16 @@ impl Commands {
         let file = file.to_str().context("a folder's name in UTF-8")?;
         hub.run(&["hub", "apply", file]).await?;
 
-        let (over_mqtt, others) = plan::devices();
-        for id in over_mqtt {
-            hub.run(&["device", "create", &id]).await?;
-            let (_, connection_string) = hub.connection_string(Some(&id)).await?;
-            let options = DeviceOptions {
-                connection_string,
-                address: Some(hub.at(8883)),
-                trust: hub.trust()?,
-                keep_alive_s: 30,
-                now: now(),
-            };
-            tasks.push(tokio::spawn(take_forever(id, options, Arc::clone(&book))));
+        for taker in plan::takers() {
+            let options = registrar.register(&taker).await?;
+            // It is a process of its own.
+            if taker.id != POLLER {
+                let book = Arc::clone(&book);
+                tasks.push(tokio::spawn(take_forever(taker, options, book)));
+            }
         }
-        for id in others {
-            hub.run(&["device", "create", &id]).await?;
+        for device in plan::absent() {
+            registrar.register(&device).await?;
         }
         let (string, _) = hub.connection_string(Some(POLLER)).await?;
         let ca = hub.ca_file().display().to_string();
@@ -149,39 +146,6 @@ impl Commands {
         let book = lock(&self.book);
         book.check_told()?;
         Ok(book.counts())
-    }
-}
-
-/// Takes messages for ever and does what they say, connecting as often as it takes.
-async fn take_forever(id: String, mut options: DeviceOptions, book: Arc<Mutex<Book>>) {
-    loop {
-        options.now = now();
-        if let Ok(device) = Device::connect(&options).await {
-            // The connection ends with the hub.
-            let _ended = take_until_broken(&id, device, &book).await;
-        }
-        tokio::time::sleep(RETRY).await;
-    }
-}
-
-async fn take_until_broken(
-    id: &str,
-    mut device: Device,
-    book: &Mutex<Book>,
-) -> Result<(), DeviceError> {
-    device.subscribe_commands().await?;
-    loop {
-        let DeviceEvent::Command(command) = device.next().await? else {
-            continue;
-        };
-        let came = lock(book).deliver(id, &command.payload);
-        // Written with the next exchange; what does not arrive brings the message again.
-        match (command.packet_id, came) {
-            (Some(packet), Some((_, Fate::Reject))) => drop(device.reject_command(packet)?),
-            (Some(packet), Some((_, Fate::Abandon))) => drop(device.abandon_command(packet)?),
-            (Some(packet), _) => device.acknowledge_command(packet)?,
-            (None, _) => lock(book).fail(format!("{id} got a message at QoS 0")),
-        }
     }
 }
 

@@ -1,12 +1,14 @@
 //! Kills a real hub at random moments, again and again, and checks that it loses nothing.
 //!
-//! Raw devices, one Python and one Node.js SDK client live through all rounds, and a back end that
-//! sends messages to devices. A ledger outside the hub's process remembers what was acknowledged and what
+//! Raw devices of every protocol and credential, one Python and one Node.js SDK client live through all
+//! rounds, and a back end that sends messages to devices. A ledger outside the hub's process remembers what was acknowledged and what
 //! was shown, an auditor what became of each message to a device and what feedback said. After every
 //! round the new events are read through the Event Hubs endpoint; at the end everything is read again from the
 //! beginning, and the store is verified offline.
 
 mod commands;
+mod fleet;
+mod senders;
 
 use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
@@ -15,8 +17,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
-use fieldpost_client::device::DeviceError;
-use fieldpost_client::{Device, DeviceOptions, ReaderOptions};
+use fieldpost_client::ReaderOptions;
 use fieldpost_testkit::hub::{HubProcess, now};
 use fieldpost_testkit::ledger::{Ledger, read_all};
 use serde_json::json;
@@ -25,6 +26,8 @@ use tokio::process::{Child, Command};
 use tokio::time::Instant;
 
 use commands::Commands;
+use fleet::{Credential, Member, Protocol, Registrar, Tally};
+use senders::send_forever;
 
 /// Kills a hub at random moments and checks that nothing acknowledged is lost.
 #[derive(Parser)]
@@ -58,8 +61,11 @@ const LIFE_MILLIS_MAX: u64 = 2500;
 /// Longest wait for every client to be back, and for everything to be read.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// A raw device fills its window this often: kills are what is wanted, not volume.
-const PACE: Duration = Duration::from_millis(20);
+/// How long whoever lost the hub waits before the next try.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// The devices on SDKs. They speak MQTT and have keys.
+const SDK_CLIENTS: [&str; 2] = ["python", "node"];
 
 type SharedLedger = Arc<Mutex<Ledger>>;
 
@@ -106,30 +112,25 @@ async fn rounds(
     hub: &mut HubProcess,
     ledger: &SharedLedger,
 ) -> Result<()> {
+    let registrar = Registrar::new(hub).await?;
+    let members: Vec<_> = (0..arguments.devices).map(Member::sender).collect();
     let mut senders = Vec::new();
-    for number in 0..arguments.devices {
-        let id = format!("raw-{number}");
-        hub.run(&["device", "create", &id]).await?;
-        let (_, connection_string) = hub.connection_string(Some(&id)).await?;
-        let options = DeviceOptions {
-            connection_string,
-            address: Some(hub.at(8883)),
-            trust: hub.trust()?,
-            keep_alive_s: 30,
-            now: now(),
-        };
+    for member in &members {
+        let options = registrar.register(member).await?;
+        let (window, ledger) = (arguments.window, Arc::clone(ledger));
         senders.push(tokio::spawn(send_forever(
-            id,
+            member.clone(),
             options,
-            arguments.window,
-            Arc::clone(ledger),
+            window,
+            ledger,
         )));
     }
+    let [python, node] = SDK_CLIENTS;
     let clients = [
         spawn_client(
             hub,
             ledger,
-            "python",
+            python,
             &arguments.python,
             "conformance/kill/client.py",
         )
@@ -137,17 +138,19 @@ async fn rounds(
         spawn_client(
             hub,
             ledger,
-            "node",
+            node,
             &PathBuf::from("node"),
             "conformance/kill/client.js",
         )
         .await?,
     ];
-    for (name, _) in &clients {
+    let raw = members.iter().map(|member| member.id.as_str());
+    let sending: Vec<&str> = raw.chain(clients.iter().map(|(name, _)| *name)).collect();
+    for name in &sending {
         await_progress(ledger, name, 0).await?;
     }
 
-    let commands = Commands::start(hub, &arguments.python).await?;
+    let commands = Commands::start(hub, &registrar, &arguments.python).await?;
 
     for round in 1..=arguments.rounds {
         let life = Duration::from_millis(chance.below(LIFE_MILLIS_MAX));
@@ -166,12 +169,12 @@ async fn rounds(
         ));
     }
 
-    // Every client comes back by itself.
-    let before: Vec<u64> = clients
+    // Every device comes back by itself.
+    let before: Vec<u64> = sending
         .iter()
-        .map(|(name, _)| lock(ledger).acknowledged_of(name))
+        .map(|name| lock(ledger).acknowledged_of(name))
         .collect();
-    for ((name, _), before) in clients.iter().zip(before) {
+    for (name, before) in sending.iter().zip(before) {
         await_progress(ledger, name, before).await?;
     }
     for (name, mut client) in clients {
@@ -200,9 +203,22 @@ async fn rounds(
     }
     let ledger = lock(ledger);
     say(&verified);
+    let mut over = Tally::default();
+    for member in &members {
+        let count = ledger.acknowledged_of(&member.id);
+        over.add(member.protocol, member.credential, count);
+    }
+    for name in SDK_CLIENTS {
+        let count = ledger.acknowledged_of(name);
+        over.add(Protocol::Mqtt, Credential::Key, count);
+    }
     let counts = json!({
         "kills": arguments.rounds,
-        "telemetry": {"acknowledged": ledger.acknowledged(), "read": ledger.shown_in_all()},
+        "telemetry": {
+            "acknowledged": ledger.acknowledged(),
+            "acknowledgedOver": over.to_json(),
+            "read": ledger.shown_in_all(),
+        },
         "toDevices": to_devices,
         "lost": 0,
     });
@@ -212,46 +228,6 @@ async fn rounds(
             .with_context(|| format!("write {}", file.display()))?;
     }
     Ok(())
-}
-
-/// Sends numbered messages for ever, connecting as often as it takes.
-async fn send_forever(id: String, mut options: DeviceOptions, window: usize, ledger: SharedLedger) {
-    let mut first_unacknowledged = 0;
-    loop {
-        options.now = now();
-        // A refused connection is the hub being away; a device tries again soon.
-        let Ok(device) = Device::connect(&options).await else {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            continue;
-        };
-        let _ended =
-            send_until_broken(&id, device, window, &mut first_unacknowledged, &ledger).await;
-    }
-}
-
-async fn send_until_broken(
-    id: &str,
-    mut device: Device,
-    window: usize,
-    first_unacknowledged: &mut u64,
-    ledger: &SharedLedger,
-) -> Result<(), DeviceError> {
-    let mut next = *first_unacknowledged;
-    let mut pace = tokio::time::interval(PACE);
-    loop {
-        pace.tick().await;
-        while device.in_flight() < window {
-            device.publish(&format!("n={next}"), format!("{id} {next}").as_bytes())?;
-            next += 1;
-        }
-        // Acknowledgements come in the order of the messages.
-        let count = device.acknowledged(|_| {}).await?;
-        let mut ledger = lock(ledger);
-        for _ in 0..count {
-            ledger.acknowledge(id, *first_unacknowledged);
-            *first_unacknowledged += 1;
-        }
-    }
 }
 
 /// Starts an SDK client and lets the ledger follow what it prints.
@@ -290,7 +266,7 @@ async fn spawn_client(
     Ok((name, child))
 }
 
-/// Waits until a client has more messages acknowledged than `before`.
+/// Waits until a device has more messages acknowledged than `before`.
 async fn await_progress(ledger: &SharedLedger, name: &str, before: u64) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     let mut tick = tokio::time::interval(Duration::from_millis(20));
@@ -298,7 +274,7 @@ async fn await_progress(ledger: &SharedLedger, name: &str, before: u64) -> Resul
         tick.tick().await;
         ensure!(
             Instant::now() < deadline,
-            "the {name} client did not come back"
+            "the device {name} did not come back"
         );
     }
     Ok(())

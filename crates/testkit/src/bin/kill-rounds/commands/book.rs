@@ -7,7 +7,8 @@ use anyhow::{Result, ensure};
 use fieldpost_client::service::FeedbackStatus;
 use serde_json::{Value, json};
 
-use super::plan::{DELIVERIES_MAX, Fate, Plan};
+use super::plan::{DELIVERIES_MAX, Fate, Plan, takers};
+use crate::fleet::Tally;
 
 #[derive(Default)]
 pub(super) struct Book {
@@ -146,6 +147,20 @@ impl Book {
         Ok(())
     }
 
+    /// Messages that came, by how their devices take them.
+    fn delivered_over(&self) -> Tally {
+        let mut by_device = BTreeMap::<_, u64>::new();
+        for number in self.delivered.keys() {
+            *by_device.entry(Plan::of(*number).device).or_default() += 1;
+        }
+        let mut over = Tally::default();
+        for taker in takers() {
+            let count = by_device.get(&taker.id).copied().unwrap_or_default();
+            over.add(taker.protocol, taker.credential, count);
+        }
+        over
+    }
+
     /// The counts, for programs.
     pub(super) fn counts(&self) -> Value {
         let mut causes = BTreeMap::<String, (u64, u64)>::new();
@@ -168,6 +183,7 @@ impl Book {
         json!({
             "accepted": self.accepted.len(),
             "delivered": self.delivered.len(),
+            "deliveredOver": self.delivered_over().to_json(),
             "deliveredAgain": self.delivered.iter().filter(again).count(),
             "confirmedOverHttps": self.confirmed.len(),
             "feedback": causes,

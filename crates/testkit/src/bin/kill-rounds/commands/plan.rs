@@ -6,10 +6,17 @@ use std::time::Duration;
 use fieldpost_client::service::FeedbackStatus;
 use fieldpost_model::Ack;
 
-/// Devices that take messages over MQTT and do with each what it says.
-const OVER_MQTT: u64 = 16;
+use crate::fleet::{Credential, Member, Protocol};
 
-/// The device that polls over HTTPS and does the same.
+/// Devices that take messages and do with each what it says, by protocol.
+const OVER_MQTT: u64 = 10;
+const OVER_AMQP: u64 = 6;
+const OVER_HTTPS: u64 = 4;
+
+/// All of them.
+const TAKERS: u64 = OVER_MQTT + OVER_AMQP + OVER_HTTPS;
+
+/// One of those over HTTPS, which speaks through another library.
 pub(super) const POLLER: &str = "poller";
 
 /// The device that is always away, and whose queue is purged again and again.
@@ -67,10 +74,7 @@ impl Plan {
             Fate::Expire => format!("away-{}", turn % AWAY),
             Fate::Purge => PURGED.to_owned(),
             Fate::Complete | Fate::Reject | Fate::Abandon | Fate::Hurry => {
-                match (turn + number) % (OVER_MQTT + 1) {
-                    OVER_MQTT => POLLER.to_owned(),
-                    place => format!("mqtt-{place}"),
-                }
+                taker((turn + number) % TAKERS).id
             }
         };
         let ack = match turn / 3 % 4 {
@@ -140,12 +144,37 @@ impl Plan {
     }
 }
 
-/// Everybody whom the hub must know: devices that take messages over MQTT, and the others.
-pub(super) fn devices() -> (Vec<String>, Vec<String>) {
-    let over_mqtt = (0..OVER_MQTT).map(|place| format!("mqtt-{place}"));
+/// A device that takes messages, by its place among them.
+fn taker(place: u64) -> Member {
+    let (protocol, name, place) = match place {
+        place if place < OVER_MQTT => (Protocol::Mqtt, "mqtt", place),
+        place if place < OVER_MQTT + OVER_AMQP => (Protocol::Amqp, "amqp", place - OVER_MQTT),
+        place => (Protocol::Https, "https", place - OVER_MQTT - OVER_AMQP),
+    };
+    let id = match (protocol, place) {
+        (Protocol::Https, 0) => POLLER.to_owned(),
+        _ => format!("{name}-{place}"),
+    };
+    Member {
+        id,
+        protocol,
+        credential: Credential::of(place),
+    }
+}
+
+/// All devices that take messages.
+pub(super) fn takers() -> impl Iterator<Item = Member> {
+    (0..TAKERS).map(taker)
+}
+
+/// The devices that are never there.
+pub(super) fn absent() -> impl Iterator<Item = Member> {
     let away = (0..AWAY).map(|place| format!("away-{place}"));
-    let others = away.chain([POLLER.to_owned(), PURGED.to_owned()]);
-    (over_mqtt.collect(), others.collect())
+    away.chain([PURGED.to_owned()]).map(|id| Member {
+        id,
+        protocol: Protocol::Mqtt,
+        credential: Credential::Key,
+    })
 }
 
 #[cfg(test)]
@@ -158,14 +187,22 @@ mod tests {
     fn every_fate_meets_every_ack_and_every_device_that_can_bring_it_about() {
         let mut met = HashSet::new();
         let mut causes = HashSet::new();
-        for plan in (0..32 * 17 * 12).map(Plan::of) {
+        for plan in (0..32 * TAKERS * 12).map(Plan::of) {
             met.insert((format!("{:?}", plan.fate), format!("{:?}", plan.ack)));
             causes.insert((format!("{:?}", plan.fate), plan.device));
         }
         assert_eq!(met.len(), 5 * 4 + 1);
-        assert_eq!(causes.len(), 4 * 17 + 2 + 1);
-        let (over_mqtt, others) = devices();
-        assert_eq!(over_mqtt.len() + others.len(), 20);
+        assert_eq!(causes.len(), 4 * 20 + 2 + 1);
+    }
+
+    #[test]
+    fn messages_are_taken_over_every_protocol_with_every_credential() {
+        let kinds: HashSet<_> = takers()
+            .map(|taker| format!("{:?} {:?}", taker.protocol, taker.credential))
+            .collect();
+        assert_eq!(kinds.len(), 9);
+        let ids: HashSet<_> = takers().chain(absent()).map(|device| device.id).collect();
+        assert_eq!(ids.len(), 23);
     }
 
     #[test]
