@@ -40,8 +40,9 @@ impl Quota {
     pub(super) fn charge(&self, now: Timestamp, messages: u64, most: u64) -> Option<u64> {
         let mut usage = self.lock();
         let day = now.as_millis().div_euclid(MILLIS_PER_DAY);
-        // A clock that is set back gives no second quota.
-        if day > usage.day {
+        // A clock that is set back gives no second quota; one that was wrong by days must not leave
+        // the hub without any until then.
+        if day > usage.day || day < usage.day - 1 {
             *usage = Usage { day, messages: 0 };
         }
         let count = usage.messages.checked_add(messages)?;
@@ -136,5 +137,8 @@ mod tests {
         assert_eq!(quota.charge(evening, 9, 10), Some(10));
         assert_eq!(quota.charge(evening, 1, 10), None);
         assert_eq!(quota.charge(midnight, u64::MAX, u64::MAX), None);
+        let wrong = at("2031-01-01T12:00:00Z");
+        assert_eq!(quota.charge(wrong, 10, 10), Some(10));
+        assert_eq!(quota.charge(midnight, 1, 10), Some(1));
     }
 }
