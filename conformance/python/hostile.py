@@ -145,6 +145,9 @@ class WebSocket:
             self.seen[opcode] = self.seen.get(opcode, 0) + 1
             if opcode == self.CLOSE:
                 self.close_code = int.from_bytes(body[:2], "big")
+                # The hub waits for this, though not for long.
+                with contextlib.suppress(OSError):
+                    self.below.send(ws_frame(self.CLOSE, body))
             elif opcode in (0, self.BINARY):
                 payload += body
         return payload
